@@ -1,0 +1,23 @@
+"""The faults a user can mend. Every message names file, field, value and the fix, on one line."""
+
+__all__ = ["DatasetError", "OutputExistsError", "PwiserError", "SchemaError", "TableError"]
+
+
+class PwiserError(Exception):
+    """The root of every fault that a user can mend; the command line prints it and exits with 2."""
+
+
+class SchemaError(PwiserError):
+    """A schema file that cannot be used."""
+
+
+class TableError(PwiserError):
+    """An input table whose content breaks its schema."""
+
+
+class DatasetError(PwiserError):
+    """A prepared dataset that is missing, incomplete or damaged."""
+
+
+class OutputExistsError(PwiserError):
+    """An output directory that is already there."""

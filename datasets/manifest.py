@@ -1,0 +1,100 @@
+"""What a prepared dataset says about itself: ``manifest.json``, written last."""
+
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from datasets.errors import DatasetError
+from datasets.filesystem import Location
+from datasets.numerical import NumericalStatistics
+from datasets.schema import Schema
+
+__all__ = ["FORMAT_VERSION", "MANIFEST_FILE", "Manifest", "SplitSummary"]
+
+FORMAT_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+
+
+class SplitSummary(BaseModel):
+    """The counts of one split and the files that hold it, relative to the dataset."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    impressions: int
+    clicks: int
+    conversions: int
+    parts: tuple[str, ...]
+
+
+class Manifest(BaseModel):
+    """Everything but the rows and the vocabularies.
+
+    Attributes:
+        format_version: The version of this layout.
+        source: What the rows were made from, in words.
+        table: The schema of the input (``schema`` in the file).
+        vocabulary_sizes: The number of ids per categorical field, id 0 included.
+        statistics: Train's statistics per numerical field.
+        splits: The counts and parts per split.
+        dropped_rows: Rows left out: conversions without a click, where that was chosen.
+        added_clicks: Clicks added to conversions without one, where that was chosen.
+        filled_cells: Empty, NaN or infinite cells that got the schema's fill, per field.
+        digest: SHA-256 of the content (see the digest module).
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_by_name=True, validate_by_alias=True
+    )
+
+    format_version: int = FORMAT_VERSION
+    source: str
+    table: Schema = Field(alias="schema")
+    vocabulary_sizes: dict[str, int]
+    statistics: dict[str, NumericalStatistics]
+    splits: dict[str, SplitSummary]
+    dropped_rows: int = 0
+    added_clicks: int = 0
+    filled_cells: dict[str, int] = Field(default_factory=dict)
+    digest: str
+
+    def write(self, directory: Location) -> None:
+        """Write the manifest into a dataset's directory."""
+        text = self.model_dump_json(indent=2, by_alias=True)
+        (directory / MANIFEST_FILE).write_bytes(text.encode() + b"\n")
+
+    @classmethod
+    def read(cls, directory: Location, *, shown: str) -> Self:
+        """Read the manifest of the dataset in a directory.
+
+        Raises:
+            DatasetError: There is none, or it is damaged or of another version.
+        """
+        file = directory / MANIFEST_FILE
+        try:
+            exists, is_dataset = directory.exists(), file.is_file()
+            content = file.read_bytes() if is_dataset else b""
+        except OSError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise DatasetError(
+                f"{shown}: cannot be read ({reason}); check the address and the credentials"
+            ) from error
+        make = "make one with 'pwiser data prepare' or 'pwiser data synth'"
+        if not exists:
+            raise DatasetError(f"{shown}: no such dataset; {make}")
+        if not is_dataset:
+            raise DatasetError(f"{shown}: not a prepared dataset (no {MANIFEST_FILE}); {make}")
+        try:
+            manifest = cls.model_validate_json(content)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            key = ".".join(str(part) for part in first["loc"])
+            raise DatasetError(
+                f"{shown}: {MANIFEST_FILE} is damaged ({key or 'content'}: {first['msg']}); "
+                "prepare the dataset again"
+            ) from error
+        if manifest.format_version != FORMAT_VERSION:
+            raise DatasetError(
+                f"{shown}: {MANIFEST_FILE} has format_version {manifest.format_version}, this "
+                f"release reads {FORMAT_VERSION}; prepare the dataset again"
+            )
+        return manifest

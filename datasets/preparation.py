@@ -1,0 +1,248 @@
+"""From rows to a prepared dataset in two passes, so that memory holds vocabularies and one batch.
+
+The first pass checks every row of every input and gathers train's vocabularies and statistics; the
+second encodes and writes. A source needs no more than to give its rows twice.
+"""
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from datasets.cleaning import CleanBatch, Cleaner, Findings, take
+from datasets.digest import RowSum, dataset_digest
+from datasets.encoder import Encoder
+from datasets.errors import TableError
+from datasets.filesystem import Location, locate, refuse_existing, staged_directory
+from datasets.labels import ConversionPolicy
+from datasets.manifest import Manifest, SplitSummary
+from datasets.numerical import RunningStatistics
+from datasets.schema import Schema
+from datasets.split import SPLITS
+from datasets.table_reader import RowSource
+from datasets.vocabulary import (
+    Vocabulary,
+    count_categories,
+    id_type,
+    vocabularies_hash,
+    write_vocabularies,
+)
+from datasets.writer import PartsWriter, encoded_table
+
+__all__ = ["TRUTH_FOLDER", "prepare"]
+
+TRUTH_FOLDER = "truth"
+
+
+@dataclass
+class _Survey:
+    """What the first pass found."""
+
+    statistics: RunningStatistics
+    counts: dict[str, Counter[str]]
+    rows: Counter[str] = field(default_factory=Counter)
+    orphans: int = 0
+    filled: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass
+class _SplitOutput:
+    """One split while it is written."""
+
+    parts: PartsWriter
+    truth: PartsWriter
+    rows: RowSum = field(default_factory=RowSum)
+    clicks: int = 0
+    conversions: int = 0
+
+    def summary(self) -> SplitSummary:
+        return SplitSummary(
+            impressions=self.rows.rows,
+            clicks=self.clicks,
+            conversions=self.conversions,
+            parts=tuple(self.parts.parts),
+        )
+
+
+class _Preparation:
+    def __init__(
+        self,
+        schema: Schema,
+        inputs: Mapping[str, RowSource],
+        *,
+        policy: ConversionPolicy,
+        truth: tuple[str, ...],
+    ) -> None:
+        self.schema = schema
+        self.inputs = inputs
+        self.cleaner = Cleaner(schema, policy=policy, keep=truth)
+        shares = {"valid": schema.split.valid, "test": schema.split.test}
+        self.carved = tuple(
+            name for name in SPLITS if name not in inputs and shares.get(name, 0.0) > 0
+        )
+        self.splits = tuple(name for name in SPLITS if name in inputs or name in self.carved)
+
+    def batches(self, name: str, findings: Findings) -> Iterator[tuple[str, CleanBatch]]:
+        """Read one input; give the rows of each split that they belong to."""
+        source = self.inputs[name]
+        wanted = self.carved if name == "train" else ()
+        for raw in source.batches():
+            batch = self.cleaner.clean(raw, file=source.name, wanted=wanted, findings=findings)
+            if not wanted:
+                yield name, batch
+                continue
+            for index, split in enumerate(SPLITS):
+                part = take(batch, batch.split_N == index)
+                if len(part.click_N):
+                    yield split, part
+
+    def survey(self, *, fill_fix: str) -> _Survey:
+        survey = _Survey(
+            statistics=RunningStatistics(self.schema.numerical),
+            counts={name: Counter() for name in self.schema.categorical},
+        )
+        for source in self.inputs.values():
+            self.schema.check_columns(source.columns, file=source.name)
+        for name, source in self.inputs.items():
+            findings = Findings()
+            for split, batch in self.batches(name, findings):
+                survey.rows[split] += len(batch.click_N)
+                if split == "train":
+                    survey.statistics.update(batch.raw_ND)
+                    for column, categories in batch.categories.items():
+                        count_categories(categories, survey.counts[column])
+            findings.refuse(source.name, fill_fix=fill_fix, refuse_orphans=self.cleaner.refuses)
+            survey.orphans += findings.orphans.count
+            survey.filled += findings.filled
+        return survey
+
+    def check_splits(self, rows: Mapping[str, int]) -> None:
+        train = self.inputs["train"]
+        for name in self.splits:
+            if rows.get(name, 0):
+                continue
+            if name in self.inputs:
+                raise TableError(
+                    f"{self.inputs[name].name}: no row, so the {name} split would be empty; "
+                    "give a file with rows"
+                )
+            share = self.schema.split.valid if name == "valid" else self.schema.split.test
+            raise TableError(
+                f"{train.name}: no row falls into the {name} split (split.{name}: {share:g} of "
+                f"{sum(rows.values())} rows, seed {self.schema.split.seed}); give --{name} FILE, a "
+                f"larger split.{name} or another split.seed"
+            )
+        if not rows.get("train", 0):
+            raise TableError(f"{train.name}: no row stays in the train split; give more rows")
+
+    def encoder(self, survey: _Survey) -> Encoder:
+        vocabularies = {
+            name: Vocabulary.from_counts(counts, min_count=self.schema.min_count_of(name))
+            for name, counts in survey.counts.items()
+        }
+        return Encoder(
+            categorical=self.schema.categorical,
+            numerical=self.schema.numerical,
+            vocabularies=vocabularies,
+            statistics=survey.statistics.result(),
+        )
+
+    def write(self, encoder: Encoder, directory: Location) -> dict[str, _SplitOutput]:
+        outputs = {
+            name: _SplitOutput(
+                parts=PartsWriter(directory, name),
+                truth=PartsWriter(directory, f"{TRUTH_FOLDER}/{name}"),
+            )
+            for name in self.splits
+        }
+        with contextlib.ExitStack() as stack:
+            for output in outputs.values():
+                stack.enter_context(output.parts)
+                stack.enter_context(output.truth)
+            for name in self.inputs:
+                for split, batch in self.batches(name, Findings()):
+                    _write_batch(outputs[split], batch, encoder)
+        return outputs
+
+
+def _write_batch(output: _SplitOutput, batch: CleanBatch, encoder: Encoder) -> None:
+    ids = {
+        name: known.encode(batch.categories[name]) for name, known in encoder.vocabularies.items()
+    }
+    ids_NF = np.empty((len(batch.click_N), len(ids)), np.int32)
+    for index, column_N in enumerate(ids.values()):
+        ids_NF[:, index] = column_N
+    output.rows.update(ids_NF, batch.raw_ND, batch.click_N, batch.conversion_N)
+    output.clicks += int(batch.click_N.sum())
+    output.conversions += int(batch.conversion_N.sum())
+    sizes = encoder.vocabulary_sizes
+    output.parts.write(
+        encoded_table(
+            {name: column_N.astype(id_type(sizes[name])) for name, column_N in ids.items()},
+            {name: batch.raw_ND[:, index] for index, name in enumerate(encoder.numerical)},
+            click_N=batch.click_N,
+            conversion_N=batch.conversion_N,
+        )
+    )
+    if batch.kept:
+        output.truth.write(pa.table(batch.kept))
+
+
+def prepare(
+    schema: Schema,
+    inputs: Mapping[str, RowSource],
+    *,
+    out: str | Path,
+    source: str,
+    conversion_without_click: ConversionPolicy = "refuse",
+    truth: tuple[str, ...] = (),
+    fill_fix: str = "add fill: 0 (a number) to {name!r} under numerical in the schema",
+) -> Manifest:
+    """Prepare a dataset from the rows of each given split.
+
+    Args:
+        schema: The roles of the columns; splits that are not given are carved as it says.
+        inputs: The rows per split; ``train`` is needed.
+        out: The directory or URI to make; it must not exist.
+        source: What the manifest says the rows were made from.
+        conversion_without_click: Refuse such rows, drop them, or take them as clicked.
+        truth: Further columns of the rows to keep under ``truth/<split>``, row by row.
+        fill_fix: The end of the message for an empty cell, with the field as ``name``.
+
+    Returns:
+        The manifest of the finished dataset.
+
+    Raises:
+        OutputExistsError: Something lies at ``out``.
+        TableError: The rows break the schema, or a split is empty. Nothing is written then.
+    """
+    target = locate(out)
+    refuse_existing(target, shown=str(out))
+    preparation = _Preparation(schema, inputs, policy=conversion_without_click, truth=truth)
+    survey = preparation.survey(fill_fix=fill_fix)
+    preparation.check_splits(survey.rows)
+    encoder = preparation.encoder(survey)
+    with staged_directory(target, shown=str(out)) as directory:
+        outputs = preparation.write(encoder, directory)
+        write_vocabularies(encoder.vocabularies, directory)
+        manifest = Manifest(
+            source=source,
+            schema=schema,
+            vocabulary_sizes=encoder.vocabulary_sizes,
+            statistics=encoder.statistics,
+            splits={name: output.summary() for name, output in outputs.items()},
+            dropped_rows=survey.orphans if conversion_without_click == "drop" else 0,
+            added_clicks=survey.orphans if conversion_without_click == "as-click" else 0,
+            filled_cells=dict(sorted(survey.filled.items())),
+            digest=dataset_digest(
+                schema,
+                vocabularies_hash=vocabularies_hash(encoder.vocabularies),
+                row_sums={name: output.rows for name, output in outputs.items()},
+            ),
+        )
+        manifest.write(directory)
+    return manifest

@@ -1,0 +1,52 @@
+"""Any CSV or Parquet table with a user's schema."""
+
+from pathlib import Path
+
+from datasets.filesystem import locate, refuse_existing
+from datasets.labels import ConversionPolicy
+from datasets.manifest import Manifest
+from datasets.preparation import prepare
+from datasets.schema import Schema
+from datasets.schema_file import read_schema
+from datasets.table_reader import open_table
+
+__all__ = ["prepare_table"]
+
+
+def prepare_table(
+    *,
+    input: str | Path,  # noqa: A002  (the option's name)
+    schema: Schema | str | Path,
+    out: str | Path,
+    valid: str | Path | None = None,
+    test: str | Path | None = None,
+    conversion_without_click: ConversionPolicy = "refuse",
+) -> Manifest:
+    """Prepare a dataset from one table, or from one per split.
+
+    Args:
+        input: The rows of train, from which missing splits are carved.
+        schema: The roles of the columns, or the YAML file that gives them.
+        out: The directory or URI to make; it must not exist.
+        valid: The rows of valid, if they lie in a file of their own.
+        test: The rows of test, likewise.
+        conversion_without_click: Refuse such rows, drop them, or take them as clicked.
+
+    Raises:
+        SchemaError: The schema file cannot be used.
+        TableError: A table is missing or breaks the schema, or a split is empty.
+        OutputExistsError: Something lies at ``out``.
+    """
+    refuse_existing(locate(out), shown=str(out))
+    where = "the schema" if isinstance(schema, Schema) else str(schema)
+    roles = schema if isinstance(schema, Schema) else read_schema(schema)
+    files = {"train": input, "valid": valid, "test": test}
+    given = {name: path for name, path in files.items() if path is not None}
+    return prepare(
+        roles,
+        {name: open_table(path) for name, path in given.items()},
+        out=out,
+        source="table " + ", ".join(Path(path).name for path in given.values()),
+        conversion_without_click=conversion_without_click,
+        fill_fix="add fill: 0 (a number) to {name!r} under numerical in " + where,
+    )

@@ -1,0 +1,118 @@
+"""Which id each category gets: id 0 is "unknown", the others follow how often train holds them."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from datasets.category import Categories
+from datasets.errors import DatasetError
+from datasets.filesystem import Location
+
+__all__ = [
+    "VOCABULARIES_FILE",
+    "Vocabulary",
+    "count_categories",
+    "id_type",
+    "read_vocabularies",
+    "vocabularies_hash",
+    "write_vocabularies",
+]
+
+VOCABULARIES_FILE = "vocabularies.parquet"
+
+
+class Vocabulary:
+    """The known values of one categorical field; value i has id i + 1, everything else id 0.
+
+    Args:
+        values: Canonical texts in the order of their ids.
+    """
+
+    def __init__(self, values: Sequence[str]) -> None:
+        self.values = tuple(values)
+        self._id_of = {value: index for index, value in enumerate(self.values, start=1)}
+
+    @classmethod
+    def from_counts(cls, counts: Mapping[str, int], *, min_count: int) -> "Vocabulary":
+        """Build from train's counts: by descending count, then by value; rarer ones left out."""
+        kept = [(-count, value) for value, count in counts.items() if count >= min_count]
+        return cls([value for _, value in sorted(kept)])
+
+    @property
+    def size(self) -> int:
+        """The number of ids, id 0 included."""
+        return len(self.values) + 1
+
+    def encode(self, categories: Categories) -> npt.NDArray[np.int32]:
+        """Return the id of every row; missing and unseen categories get 0."""
+        ids = [0 if text is None else self._id_of.get(text, 0) for text in categories.texts]
+        encoded: npt.NDArray[np.int32] = categories.lookup(np.asarray(ids, np.int32), 0)
+        return encoded
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Vocabulary) and self.values == other.values
+
+    def __hash__(self) -> int:
+        return hash(self.values)
+
+
+def count_categories(categories: Categories, counts: Counter[str]) -> None:
+    """Add how often each category occurs to ``counts``; missing cells are not counted."""
+    present = categories.codes_N[categories.codes_N >= 0]
+    occurrences = np.bincount(present, minlength=len(categories.texts))
+    for text, occurrence in zip(categories.texts, occurrences.tolist(), strict=True):
+        if text is not None and occurrence:
+            counts[text] += occurrence
+
+
+def id_type(size: int) -> type[np.int8] | type[np.int16] | type[np.int32]:
+    """Return the smallest integer type that holds the ids of a vocabulary of ``size`` ids."""
+    if size <= np.iinfo(np.int8).max + 1:
+        return np.int8
+    return np.int16 if size <= np.iinfo(np.int16).max + 1 else np.int32
+
+
+def vocabularies_hash(vocabularies: Mapping[str, Vocabulary]) -> str:
+    """Return the SHA-256 over every field's name and values in id order."""
+    digest = hashlib.sha256()
+    for field, vocabulary in vocabularies.items():
+        for text in (field, str(len(vocabulary.values)), *vocabulary.values):
+            encoded = text.encode("utf-8", "surrogatepass")
+            digest.update(len(encoded).to_bytes(8, "little") + encoded)
+    return digest.hexdigest()
+
+
+def write_vocabularies(vocabularies: Mapping[str, Vocabulary], directory: Location) -> None:
+    """Write all vocabularies as one Parquet file of (field, value) rows in id order."""
+    fields = [name for name, vocabulary in vocabularies.items() for _ in vocabulary.values]
+    values = [value for vocabulary in vocabularies.values() for value in vocabulary.values]
+    columns = {"field": pa.array(fields, pa.string()), "value": pa.array(values, pa.string())}
+    target = directory / VOCABULARIES_FILE
+    pq.write_table(pa.table(columns), target.path, filesystem=target.filesystem, compression="zstd")
+
+
+def read_vocabularies(directory: Location, fields: Sequence[str]) -> dict[str, Vocabulary]:
+    """Read the vocabularies of ``fields``; a field without rows knows no value.
+
+    Raises:
+        DatasetError: The file is missing or damaged.
+    """
+    source = directory / VOCABULARIES_FILE
+    try:
+        table = pq.read_table(source.path, filesystem=source.filesystem)
+        names, values = table["field"].to_pylist(), table["value"].to_pylist()
+    except (pa.ArrowException, OSError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise DatasetError(
+            f"{source.path}: cannot read the vocabularies ({reason}); prepare the dataset again"
+        ) from error
+    by_field: dict[str, list[str]] = {field: [] for field in fields}
+    for name, value in zip(names, values, strict=True):
+        if name in by_field:
+            by_field[name].append(value)
+    return {field: Vocabulary(known) for field, known in by_field.items()}

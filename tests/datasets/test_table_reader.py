@@ -1,0 +1,88 @@
+import gzip
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from datasets import table_reader
+from datasets.errors import TableError
+from datasets.table_reader import open_table
+
+
+def csv_file(tmp_path: Path, content: bytes) -> Path:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(content)
+    return path
+
+
+def read(path: Path) -> list[tuple[int, list[dict[str, object]]]]:
+    return [(batch.first_row, batch.rows.to_pylist()) for batch in open_table(path).batches()]
+
+
+def test_csv_cells_are_text_with_quotes_crlf_bom_and_blank_lines(tmp_path: Path) -> None:
+    content = b'\xef\xbb\xbfa,b\r\n"x,\r\ny",007\r\n\r\n"say ""hi""",\r\n'
+    path = csv_file(tmp_path, content)
+    assert open_table(path).columns == ("a", "b")
+    assert read(path) == [(1, [{"a": "x,\r\ny", "b": "007"}, {"a": 'say "hi"', "b": ""}])]
+
+
+def test_compressed_csv_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv.gz"
+    path.write_bytes(gzip.compress(b"a,b\n1,2\n"))
+    assert read(path) == [(1, [{"a": "1", "b": "2"}])]
+
+
+def test_row_numbers_go_on_over_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table_reader, "_BLOCK_BYTES", 64)
+    monkeypatch.setattr(table_reader, "_BATCH_ROWS", 7)
+    frame = pd.DataFrame({"n": range(1, 101)})
+    frame.to_csv(tmp_path / "rows.csv", index=False)
+    frame.to_parquet(tmp_path / "rows.parquet")
+    for name in ("rows.csv", "rows.parquet"):
+        batches = read(tmp_path / name)
+        assert len(batches) > 2
+        for first_row, rows in batches:
+            assert [int(str(row["n"])) for row in rows] == [
+                first_row + offset for offset in range(len(rows))
+            ]
+
+
+@pytest.mark.parametrize("content", [b"a,b\n", b"a,b"])
+def test_header_alone_gives_no_rows(tmp_path: Path, content: bytes) -> None:
+    assert sum(len(rows) for _, rows in read(csv_file(tmp_path, content))) == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "the file is empty; give a file with a header and rows"),
+        (b"\n\n", "the file is empty"),
+        (b"a,b\n1,2\n\n3\n", "row 2 has 1 cells, the header has 2; mend that line"),
+        (b"a,b\n1,2,3\n", "row 1 has 3 cells, the header has 2; mend that line"),
+        (b"a,b\n1,\xff\n", "a cell after row 0 is not UTF-8 text; convert the file to UTF-8"),
+        (b"\xff\xfea\n", "the header is not UTF-8 text; convert the file to UTF-8"),
+        (b"PAR1 but no more", "not readable as Parquet"),
+    ],
+)
+def test_damaged_file_is_refused_in_one_line(tmp_path: Path, content: bytes, message: str) -> None:
+    with pytest.raises(TableError, match=message) as fault:
+        read(csv_file(tmp_path, content))
+    assert str(fault.value).startswith(str(tmp_path / "rows.csv"))
+    assert "\n" not in str(fault.value)
+
+
+def test_truncated_parquet_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    pd.DataFrame({"n": range(1000)}).to_parquet(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(TableError, match="not readable as Parquet"):
+        open_table(path)
+
+
+def test_missing_file_and_directory_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(TableError, match=r"nowhere\.csv: no such file; give a CSV or Parquet file"):
+        open_table(tmp_path / "nowhere.csv")
+    with pytest.raises(TableError, match="is no file; give a CSV or Parquet file"):
+        open_table(tmp_path)

@@ -1,0 +1,238 @@
+"""What one trial is: a model with its settings, the loss and the training, all checked at construction.
+
+A model's settings are the keyword-only arguments of its constructor, so a new architecture is one
+class and nothing else; the strict schema that checks a job file is derived from its signature.
+"""
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, Literal, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from datasets import PwiserError
+from trainables.models import MODELS, Inputs
+
+__all__ = [
+    "ConfigurationError",
+    "LossSettings",
+    "Settings",
+    "TrainingSettings",
+    "TrialConfiguration",
+    "build_model",
+    "describe_faults",
+    "find_model",
+    "settings_of",
+]
+
+
+Section = TypeVar("Section", bound="Settings")
+
+
+class ConfigurationError(PwiserError):
+    """A configuration that names an unknown model or field, or a value out of its range."""
+
+
+class Settings(BaseModel):
+    """The base of every section: frozen, and unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class LossSettings(Settings):
+    """The loss `BCE + alpha * PWiseR` (design section 4); the defaults are the paper's point."""
+
+    alpha: float = Field(0.3, ge=0, description="weight of the PWiseR loss; 0 is plain BCE")
+    m1: float = Field(0.3, ge=0, le=1, description="margin of converted over clicked impressions")
+    m2: float = Field(0.1, ge=0, le=1, description="margin of converted over unclicked impressions")
+    gate: Literal["hinge", "literal"] = Field("hinge", description="which pairs count")
+
+
+class TrainingSettings(Settings):
+    """How a trial trains. The defaults are the paper's."""
+
+    epochs: int = Field(2, ge=1, description="passes over the train split")
+    batch_size: int = Field(
+        2048,
+        ge=1,
+        description="impressions per step over all workers, at most: "
+        "the batches of an epoch have one size, the largest that wastes no step",
+    )
+    learning_rate: float = Field(1e-3, gt=0, description="Adam's step size")
+    weight_decay: float = Field(1e-6, ge=0, description="Adam's L2 penalty")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of the matrix products; auto is bfloat16 where the device has it"
+    )
+    evaluate_every: float = Field(
+        1.0, gt=0, le=1, description="fraction of an epoch between two evaluations"
+    )
+    seed: int = Field(0, ge=0, description="of the initial weights and of the order of the data")
+
+
+def find_model(name: str) -> type[torch.nn.Module]:
+    """Find a model's class.
+
+    Args:
+        name: a key of `MODELS`, or `module:Class` for an architecture of the user's own.
+
+    Raises:
+        ConfigurationError: if there is no such model, or it does not meet the model contract's form.
+    """
+    if name in MODELS:
+        return MODELS[name]
+    module_name, colon, class_name = name.partition(":")
+    if not colon:
+        raise ConfigurationError(
+            f"models: {name!r} is no model; choose from {', '.join(MODELS)}, "
+            "or name your own as module:Class"
+        )
+    try:
+        found = getattr(importlib.import_module(module_name), class_name, None)
+    except Exception as error:
+        raise ConfigurationError(
+            f"models: {name!r} cannot be imported ({type(error).__name__}: {error}); "
+            f"put the directory of {module_name!r} on PYTHONPATH"
+        ) from error
+    if not (inspect.isclass(found) and issubclass(found, torch.nn.Module)):
+        raise ConfigurationError(f"models: {name!r} is no torch.nn.Module; name a class of one")
+    if getattr(found, "num_heads", None) not in {1, 2}:
+        raise ConfigurationError(
+            f"models: {name!r} has no class attribute num_heads; set it to the number of its logits, "
+            "2 (click, conversion) or 1 (click), see trainables/contract.py"
+        )
+    return found
+
+
+@cache
+def settings_of(name: str) -> type[Settings]:
+    """Derive the strict settings class of a model from its constructor's keyword-only arguments.
+
+    Raises:
+        ConfigurationError: if the model is unknown, or an argument has no annotation or default.
+    """
+    fields: dict[str, Any] = {}
+    signature = inspect.signature(find_model(name).__init__, eval_str=True)
+    for parameter in signature.parameters.values():
+        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+            continue
+        if inspect.Parameter.empty in {parameter.annotation, parameter.default}:
+            raise ConfigurationError(
+                f"models: argument {parameter.name!r} of {name!r} needs an annotation and a default"
+            )
+        fields[parameter.name] = (parameter.annotation, parameter.default)
+    return create_model("ModelSettings", __base__=Settings, **fields)
+
+
+class TrialConfiguration(Settings):
+    """Everything that decides a trial's result, next to its dataset.
+
+    Attributes:
+        model: a key of `MODELS` or `module:Class`.
+        model_settings: the model's settings, complete (defaults filled in).
+    """
+
+    model: str
+    model_settings: dict[str, Any]
+    training: TrainingSettings
+    loss: LossSettings
+
+    @classmethod
+    def create(
+        cls,
+        model: str,
+        settings: Mapping[str, Any] | None = None,
+        *,
+        training: TrainingSettings | None = None,
+        loss: LossSettings | None = None,
+    ) -> "TrialConfiguration":
+        """Check a model's settings, fill in its defaults and build it once without memory.
+
+        Raises:
+            ConfigurationError: naming the field, its value and what it may be.
+        """
+        known = settings_of(model)
+        try:
+            checked = known.model_validate(dict(settings or {}))
+        except ValidationError as error:
+            raise ConfigurationError(describe_faults(error, known, "model")) from error
+        configuration = cls(
+            model=model,
+            model_settings=checked.model_dump(),
+            training=training or TrainingSettings(),
+            loss=loss or LossSettings(),
+        )
+        with torch.device("meta"):
+            build_model(configuration, Inputs(vocabulary_sizes=(2, 3), num_numericals=2))
+        return configuration
+
+    def replace(self, values: Mapping[str, Any]) -> "TrialConfiguration":
+        """Copy with other values, each by its dotted path, such as `loss.alpha`.
+
+        Raises:
+            ConfigurationError: if a path is no field or a value is out of its range.
+        """
+        sections: dict[str, dict[str, Any]] = {
+            "model": dict(self.model_settings),
+            "training": self.training.model_dump(),
+            "loss": self.loss.model_dump(),
+        }
+        for path, value in values.items():
+            section, _, field = path.partition(".")
+            if field not in sections.get(section, {}):
+                raise ConfigurationError(f"{path}: no such field")
+            sections[section][field] = value
+        return TrialConfiguration.create(
+            self.model,
+            sections["model"],
+            training=_checked(TrainingSettings, sections["training"], "training"),
+            loss=_checked(LossSettings, sections["loss"], "loss"),
+        )
+
+
+def build_model(configuration: TrialConfiguration, inputs: Inputs) -> torch.nn.Module:
+    """Build the model with fresh weights from torch's global random state.
+
+    Raises:
+        ConfigurationError: if a setting is out of the range that the model accepts.
+    """
+    try:
+        return find_model(configuration.model)(inputs, **configuration.model_settings)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"model: {configuration.model}: {error}") from error
+
+
+def describe_faults(error: ValidationError, known: type[BaseModel], section: str = "") -> str:
+    """Put a validation error on one line: field, value and what it may be."""
+    faults = []
+    for fault in error.errors(include_url=False):
+        path = ".".join(str(part) for part in ((section,) if section else ()) + fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            fields = ", ".join(_fields_at(known, fault["loc"][:-1]))
+            faults.append(f"{path}: unknown key; the known ones are {fields}")
+        elif fault["type"] == "missing":
+            faults.append(f"{path}: missing; add it")
+        else:
+            message = fault["msg"].removeprefix("Value error, ")
+            message = message[:1].lower() + message[1:]
+            faults.append(f"{path}: {message}, got {fault['input']!r}")
+    return "; ".join(faults)
+
+
+def _fields_at(known: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    for part in location:
+        field = known.model_fields.get(str(part))
+        if field is not None and inspect.isclass(field.annotation):
+            if not issubclass(field.annotation, BaseModel):
+                break
+            known = field.annotation
+    return list(known.model_fields)
+
+
+def _checked(known: type[Section], values: dict[str, Any], name: str) -> Section:
+    try:
+        return known.model_validate(values)
+    except ValidationError as error:
+        raise ConfigurationError(describe_faults(error, known, name)) from error

@@ -1,0 +1,45 @@
+"""Softmax gates and the mixture of experts that they weigh.
+
+Shape suffixes: B batch, D input, G gates, K experts, H hidden.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from trainables.models.mlp import MLP, ParallelLinear
+
+
+class Gates(nn.Module):
+    """G gates, each a distribution over K experts per impression.
+
+    Args:
+        copies: G.
+        num_inputs: D.
+        num_experts: K.
+        units: hidden layers of each gate; empty for a plain linear gate.
+        dropout: share of hidden values dropped while training.
+        batch_norm: normalise the hidden layers.
+    """
+
+    def __init__(
+        self,
+        copies: int,
+        num_inputs: int,
+        num_experts: int,
+        units: tuple[int, ...],
+        *,
+        dropout: float,
+        batch_norm: bool,
+    ) -> None:
+        super().__init__()
+        self.hidden = MLP(num_inputs, units, copies=copies, dropout=dropout, batch_norm=batch_norm)
+        self.output = ParallelLinear(copies, self.hidden.num_outputs, num_experts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return weights_GBK, which sum to 1 over K, from x_BD (all gates) or x_GBD (one each)."""
+        return torch.softmax(self.output(self.hidden(x)), dim=-1)
+
+
+def mix(weights_GBK: Tensor, experts_KBH: Tensor) -> Tensor:
+    """Weigh the experts by each gate: mixed_GBH."""
+    return torch.einsum("gbk,kbh->gbh", weights_GBK, experts_KBH)

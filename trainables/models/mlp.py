@@ -1,0 +1,96 @@
+"""Layers that the architectures share: a perceptron, and many of one shape side by side.
+
+Shape suffixes: B batch, K layers side by side (experts, gates, towers), D input, H hidden.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from trainables.models.batch_norm import BatchNorm
+
+
+class ParallelLinear(nn.Module):
+    """K linear layers of one shape, computed as one operation.
+
+    ``weight_KHD[k]`` and ``bias_KH[k]`` are layer k's, laid out and initialised as in nn.Linear.
+
+    Args:
+        copies: K.
+        num_inputs: D.
+        num_outputs: H.
+        bias: whether the layers have a bias.
+    """
+
+    def __init__(
+        self, copies: int, num_inputs: int, num_outputs: int, *, bias: bool = True
+    ) -> None:
+        super().__init__()
+        self.shape_KH = (copies, num_outputs)
+        self.weight_KHD = nn.Parameter(torch.empty(copies, num_outputs, num_inputs))
+        self.bias_KH = nn.Parameter(torch.empty(copies, num_outputs)) if bias else None
+        bound = 1.0 / math.sqrt(num_inputs)
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply every layer.
+
+        Args:
+            x: x_BD, read by all layers (one wide matrix product), or x_KBD, layer k reading
+                ``x[k]`` (one batched product).
+
+        Returns:
+            hidden_KBH.
+        """
+        if x.dim() == 2:
+            bias_X = None if self.bias_KH is None else self.bias_KH.flatten()
+            hidden_BX = functional.linear(x, self.weight_KHD.flatten(0, 1), bias_X)
+            return hidden_BX.view(-1, *self.shape_KH).transpose(0, 1)
+        weight_KDH = self.weight_KHD.transpose(1, 2)
+        if self.bias_KH is None:
+            return torch.bmm(x, weight_KDH)
+        return torch.baddbmm(self.bias_KH.unsqueeze(1), x, weight_KDH)
+
+
+class MLP(nn.Sequential):
+    """Linear, [batch norm], ReLU, [dropout] per layer; one perceptron or ``copies`` side by side.
+
+    Reads x_BD; with ``copies`` K also x_KBD, one input per copy. Returns hidden_BH, or hidden_KBH
+    with ``copies``. Without layers it returns its input as it is.
+
+    Args:
+        num_inputs: D.
+        units: the layers' widths; may be empty.
+        copies: K perceptrons side by side, None for a single one.
+        dropout: share of hidden values dropped while training, 0 for none.
+        batch_norm: normalise before each ReLU; it takes the linear bias out again, so there is
+            none.
+    """
+
+    def __init__(
+        self,
+        num_inputs: int,
+        units: tuple[int, ...],
+        *,
+        copies: int | None = None,
+        dropout: float = 0.0,
+        batch_norm: bool = False,
+    ) -> None:
+        layers: list[nn.Module] = []
+        width = num_inputs
+        for unit in units:
+            if copies is None:
+                layers.append(nn.Linear(width, unit, bias=not batch_norm))
+            else:
+                layers.append(ParallelLinear(copies, width, unit, bias=not batch_norm))
+            if batch_norm:
+                layers.append(BatchNorm((unit,) if copies is None else (copies, unit)))
+            layers.append(nn.ReLU())
+            if dropout > 0.0:
+                layers.append(nn.Dropout(dropout))
+            width = unit
+        super().__init__(*layers)
+        self.num_outputs = width

@@ -1,0 +1,299 @@
+"""The training loop: data held on the device, batches by a device-side permutation.
+
+Shapes: N impressions of a split, B impressions of a batch, F categorical fields, D numericals,
+T heads.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from datasets import Impressions, PwiserError
+from trainables.configuration import TrainingSettings, TrialConfiguration, build_model
+from trainables.loss import objective_loss
+from trainables.metrics import evaluate
+from trainables.models import Inputs
+from trainables.workers import Workers
+
+__all__ = ["DeviceImpressions", "Evaluation", "TrainingError", "predict_logits", "train"]
+
+EVALUATION_BATCH = 16_384
+
+
+class TrainingError(PwiserError):
+    """A trial whose numbers went wrong."""
+
+
+@dataclass(frozen=True)
+class DeviceImpressions:
+    """A split on a device: `ids_NF` integers, `numericals_ND` float32, labels (N,) uint8."""
+
+    ids_NF: torch.Tensor
+    numericals_ND: torch.Tensor
+    clicks_N: torch.Tensor
+    conversions_N: torch.Tensor
+
+    @classmethod
+    def from_impressions(
+        cls, impressions: Impressions, device: torch.device
+    ) -> "DeviceImpressions":
+        """Copy a loaded split to a device."""
+        return cls(
+            torch.from_numpy(impressions.ids_NF).to(device),
+            torch.from_numpy(impressions.numericals_ND).to(device),
+            torch.from_numpy(impressions.clicks_N).to(device),
+            torch.from_numpy(impressions.conversions_N).to(device),
+        )
+
+    def __len__(self) -> int:
+        return len(self.clicks_N)
+
+    def rows(self, index: torch.Tensor | slice) -> "DeviceImpressions":
+        """Select rows, in the order of `index`."""
+        return DeviceImpressions(
+            self.ids_NF[index],
+            self.numericals_ND[index],
+            self.clicks_N[index],
+            self.conversions_N[index],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What a trial knows of itself at one evaluation.
+
+    Attributes:
+        index: from 1 to `num_evaluations`.
+        num_evaluations: evaluations of the whole trial, if nothing stops it.
+        step: optimiser steps done.
+        epoch: epochs done, a fraction inside one.
+        metrics: of the whole valid split; None where one class alone is there.
+        train_loss: mean of the loss over the steps since the evaluation before.
+        train_bce: the same of its BCE part.
+        train_pwiser: the same of its PWiseR part, not weighted by alpha.
+        training_s: seconds spent in training since the trial began.
+        evaluation_s: seconds spent in evaluation since the trial began.
+    """
+
+    index: int
+    num_evaluations: int
+    step: int
+    epoch: float
+    metrics: dict[str, float | None]
+    train_loss: float
+    train_bce: float
+    train_pwiser: float
+    training_s: float
+    evaluation_s: float
+
+    @property
+    def last(self) -> bool:
+        """Whether the trial ends here."""
+        return self.index == self.num_evaluations
+
+
+def train(
+    configuration: TrialConfiguration,
+    inputs: Inputs,
+    train_split: DeviceImpressions,
+    valid_split: DeviceImpressions,
+    workers: Workers,
+    is_cancelled: Callable[[], bool] = lambda: False,
+) -> Iterator[tuple[Evaluation, nn.Module]]:
+    """Train one trial, pausing at every evaluation.
+
+    The result depends on the configuration and the data alone, not on trials before it: the random
+    state is set from the seed. All workers hold the same data and take the same permutation; each
+    trains on its slice of every batch, and the loss is that of the whole batch, so that the number
+    of workers changes nothing but rounding.
+
+    Args:
+        configuration: the trial's model, loss and training settings.
+        inputs: the vocabulary sizes and numericals of the dataset.
+        train_split: on `workers.device`; at least one impression.
+        valid_split: on `workers.device`; at least one impression.
+        workers: this worker's group.
+        is_cancelled: asked after every step; must answer alike on all workers.
+
+    Yields:
+        Each evaluation of the valid split, with the model in evaluation mode. A generator that is
+        closed, or cancelled, trains no further.
+
+    Raises:
+        TrainingError: if the loss is not finite.
+    """
+    settings = configuration.training
+    torch.manual_seed(settings.seed)
+    model = build_model(configuration, inputs).to(workers.device)
+    stepper = _Stepper(configuration, model, train_split, workers)
+    stops = _evaluation_steps(stepper.steps_per_epoch, settings)
+    training_s = evaluation_s = 0.0
+    started = time.perf_counter()
+    for step in range(1, stops[-1] + 1):
+        stepper.step()
+        if is_cancelled():
+            return
+        if step not in stops:
+            continue
+        loss, bce, pwiser = stepper.mean_losses()
+        now = time.perf_counter()
+        training_s += now - started
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss became {loss} before step {step} (BCE {bce}, PWiseR {pwiser}); "
+                "a smaller training.learning_rate may help"
+            )
+        logits_NT = predict_logits(model, valid_split, workers)
+        metrics = evaluate(logits_NT, valid_split.clicks_N, valid_split.conversions_N)
+        evaluation_s += time.perf_counter() - now
+        yield (
+            Evaluation(
+                index=stops.index(step) + 1,
+                num_evaluations=len(stops),
+                step=step,
+                epoch=step / stepper.steps_per_epoch,
+                metrics=metrics,
+                train_loss=loss,
+                train_bce=bce,
+                train_pwiser=pwiser,
+                training_s=training_s,
+                evaluation_s=evaluation_s,
+            ),
+            model,
+        )
+        stepper.resume()
+        started = time.perf_counter()
+
+
+@torch.no_grad()
+def predict_logits(model: nn.Module, split: DeviceImpressions, workers: Workers) -> torch.Tensor:
+    """Compute the logits of a whole split in float32, each worker a share of it.
+
+    Returns:
+        (N, T), float32, the same on every worker. The model is left in evaluation mode.
+    """
+    model.eval()
+    share = workers.share_of(len(split))
+    parts = [
+        model(
+            split.ids_NF[start : min(start + EVALUATION_BATCH, share.stop)],
+            split.numericals_ND[start : min(start + EVALUATION_BATCH, share.stop)],
+        )
+        for start in range(share.start, share.stop, EVALUATION_BATCH)
+    ]
+    num_heads = int(model.num_heads)  # type: ignore[arg-type]
+    logits_BT = torch.cat(parts) if parts else split.numericals_ND.new_zeros(0, num_heads)
+    return workers.gather_rows(logits_BT.float(), len(split))
+
+
+class _Stepper:
+    """Takes one optimiser step after another over endless epochs of the train split."""
+
+    def __init__(
+        self,
+        configuration: TrialConfiguration,
+        model: nn.Module,
+        split: DeviceImpressions,
+        workers: Workers,
+    ) -> None:
+        settings, loss = configuration.training, configuration.loss
+        device = workers.device
+        self.split = split
+        self.workers = workers
+        self.gate = loss.gate
+        self.weights = [
+            torch.tensor(value, device=device) for value in (loss.alpha, loss.m1, loss.m2)
+        ]
+        self.dtype = _compute_dtype(settings, device)
+        self.parallel = model if workers.group is None else _parallel(model, workers)
+        self.optimizer = torch.optim.Adam(
+            model.parameters(),
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+        if len(split) < workers.size:
+            raise TrainingError(
+                f"{len(split)} train impressions cannot feed {workers.size} workers; "
+                "lower resources.workers_per_lane"
+            )
+        num_batches = -(-len(split) // settings.batch_size)
+        self.steps_per_epoch = min(num_batches, len(split) // workers.size)
+        self.rows_per_worker = len(split) // (self.steps_per_epoch * workers.size)
+        self.generator = torch.Generator(device).manual_seed(settings.seed)
+        self.order = torch.empty(0, dtype=torch.int64, device=device)
+        self.position = self.steps_per_epoch
+        self.losses = torch.zeros(3, device=device)
+        self.num_losses = 0
+
+    def step(self) -> None:
+        """Train on the next batch, without waiting for the device."""
+        if self.position == self.steps_per_epoch:
+            self.order = torch.randperm(
+                len(self.split), generator=self.generator, device=self.workers.device
+            )
+            self.position = 0
+        start = (self.position * self.workers.size + self.workers.rank) * self.rows_per_worker
+        batch = self.split.rows(self.order[start : start + self.rows_per_worker])
+        with torch.autocast(
+            self.workers.device.type, self.dtype, enabled=self.dtype != torch.float32
+        ):
+            logits_BT = self.parallel(batch.ids_NF, batch.numericals_ND)
+        losses = objective_loss(
+            logits_BT,
+            batch.clicks_N,
+            batch.conversions_N,
+            *self.weights,
+            gate=self.gate,
+            group=self.workers.group,
+        )
+        self.optimizer.zero_grad()
+        losses.total.backward()
+        self.optimizer.step()
+        self.losses += torch.stack(losses).detach()
+        self.num_losses += 1
+        self.position += 1
+
+    def mean_losses(self) -> tuple[float, float, float]:
+        """Mean loss, BCE and PWiseR over steps and workers since the last call; waits for both."""
+        if self.workers.group is not None:
+            torch.distributed.all_reduce(self.losses, group=self.workers.group)
+        loss, bce, pwiser = (self.losses / (self.num_losses * self.workers.size)).tolist()
+        self.losses.zero_()
+        self.num_losses = 0
+        return loss, bce, pwiser
+
+    def resume(self) -> None:
+        """Go back to training after an evaluation."""
+        self.parallel.train()
+
+
+def _parallel(model: nn.Module, workers: Workers) -> nn.Module:
+    devices = [workers.device] if workers.device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=devices, process_group=workers.group)
+
+
+def _compute_dtype(settings: TrainingSettings, device: torch.device) -> torch.dtype:
+    if settings.precision != "auto":
+        return torch.float32 if settings.precision == "float32" else torch.bfloat16
+    if device.type == "cuda":
+        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        capabilities = torch.cpu.get_capabilities()
+        has_bfloat16 = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return torch.bfloat16 if has_bfloat16 else torch.float32
+
+
+def _evaluation_steps(steps_per_epoch: int, settings: TrainingSettings) -> list[int]:
+    per_epoch = max(round(1 / settings.evaluate_every), 1)
+    stops = {
+        epoch * steps_per_epoch + -(-steps_per_epoch * part // per_epoch)
+        for epoch in range(settings.epochs)
+        for part in range(1, per_epoch + 1)
+    }
+    return sorted(stops)

@@ -1,0 +1,61 @@
+"""Which checkpoints a job keeps, and the removal of all others while it runs."""
+
+from typing import Literal
+
+from tuner.messages import Report
+from tuner.search import StudySearch
+from tuner.storage import delete, join
+from tuner.study import Trial, TrialState, choose_winner
+
+__all__ = ["CheckpointKeeper", "Keep", "kept_trials"]
+
+Keep = Literal["winners", "all"]
+
+
+def kept_trials(trials: list[Trial], keep: Keep) -> list[Trial]:
+    """List the trials of one study whose checkpoints are kept: its winner so far and its baseline.
+
+    A failed trial's checkpoint is never kept.
+    """
+    usable = [
+        trial for trial in trials if trial.best is not None and trial.state is not TrialState.FAILED
+    ]
+    if keep == "all":
+        return usable
+    winner = choose_winner(trials)
+    return [trial for trial in usable if trial.baseline or trial is winner]
+
+
+class CheckpointKeeper:
+    """Removes checkpoints as soon as their trials have lost, so that storage stays small.
+
+    Args:
+        storage: URI below which the job's checkpoints lie.
+        keep: what the job file says.
+    """
+
+    def __init__(self, storage: str, keep: Keep) -> None:
+        self._storage = storage
+        self._keep = keep
+        self._stored: dict[str, list[Trial]] = {}
+
+    def trial_started(self, trial: Trial) -> None:
+        """Nothing is stored yet."""
+
+    def trial_evaluated(self, trial: Trial, report: Report) -> None:
+        """Remember that the trial has a checkpoint now."""
+        stored = self._stored.setdefault(trial.study.name, [])
+        if trial not in stored:
+            stored.append(trial)
+
+    def trial_ended(self, trial: Trial) -> None:
+        """Remove what has lost against the study's winner so far."""
+        stored = self._stored.get(trial.study.name, [])
+        kept = kept_trials(stored, self._keep)
+        for other in list(stored):
+            if other.state.ended and other not in kept:
+                delete(join(self._storage, other.directory))
+                stored.remove(other)
+
+    def study_ended(self, search: StudySearch) -> None:
+        """Every loser is gone by now."""

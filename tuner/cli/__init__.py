@@ -1,0 +1,189 @@
+"""The command line `pwiser`: a thin layer that parses, calls and prints."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from datasets.errors import PwiserError
+from tuner import __version__
+from tuner.cli.data import data_app
+from tuner.errors import JobFailedError
+
+__all__ = ["app", "run"]
+
+app = typer.Typer(
+    name="pwiser",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Tune click and conversion models with the PWiseR loss on Ray, Optuna and MLflow.",
+    epilog="Example: pwiser tune examples/demo.yaml",
+)
+app.add_typer(data_app, name="data")
+
+EXIT_FAILED = 1
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+JobName = Annotated[str, typer.Argument(metavar="JOB_NAME", help="The name in the job file.")]
+Tracking = Annotated[
+    str | None,
+    typer.Option(
+        "--tracking",
+        metavar="URI",
+        help="MLflow tracking store; MLFLOW_TRACKING_URI, or pwiser/mlflow.db here, if left out.",
+    ),
+]
+
+
+def run() -> int:
+    """Run the command line; return the exit code.
+
+    Faults that the user can mend print one line and give 2, a job that failed gives 1, an
+    interrupted one 130.
+    """
+    try:
+        app(standalone_mode=False)
+    except PwiserError as error:
+        return _complain(error, EXIT_BAD_INPUT)
+    except JobFailedError as error:
+        return _complain(error, EXIT_INTERRUPTED if error.interrupted else EXIT_FAILED)
+    except (KeyboardInterrupt, typer.Abort):
+        return _complain("interrupted", EXIT_INTERRUPTED)
+    except typer.Exit as error:
+        return error.exit_code
+    except Exception as error:
+        if not hasattr(error, "show"):  # click's usage errors know how to show themselves
+            raise
+        error.show()
+        return EXIT_BAD_INPUT
+    return 0
+
+
+def _complain(message: object, code: int) -> int:
+    sys.stderr.write(f"pwiser: {message}\n")
+    return code
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"pwiser {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog="Example: pwiser tune examples/demo.yaml --fresh")
+def tune(
+    job_file: Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file.")],
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Archive a job of this name, and start anew.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Show what Ray and the workers print.")
+    ] = False,
+) -> None:
+    """Search, here on an embedded Ray or on the cluster in RAY_ADDRESS; choose the winners."""
+    from rich.console import Console
+
+    from tuner.cli.hints import next_commands
+    from tuner.job import read_job
+
+    job = read_job(job_file)
+    from tuner.tuning import run_job
+
+    console = Console()
+    results = run_job(
+        job, job_file.read_text(encoding="utf-8"), console, fresh=fresh, verbose=verbose
+    )
+    console.print(next_commands(job, results), soft_wrap=True, highlight=False, markup=False)
+
+
+@app.command(epilog="Example: pwiser best demo --json")
+def best(
+    job: JobName,
+    tracking: Tracking = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show each dataset's winner: configuration, metrics beside its baseline's, checkpoint, run."""
+    from rich.console import Console
+
+    from tuner.results import read_results
+    from tuner.tables import results_table
+    from tuner.tracking import connect
+    from tuner.tracking_store import existing_uri
+
+    results = read_results(connect(existing_uri(tracking)), job)
+    if as_json:
+        typer.echo(results.model_dump_json(indent=2))
+        return
+    console = Console()
+    console.print(results_table(results))
+    for name, found in results.datasets.items():
+        console.print(f"{name}: checkpoint {found.checkpoint}", soft_wrap=True, highlight=False)
+        console.print(f"{name}: MLflow run {found.run_id}", soft_wrap=True, highlight=False)
+
+
+@app.command(epilog="Example: pwiser export demo --dataset demo --out exported/demo")
+def export(
+    job: JobName,
+    dataset: Annotated[str, typer.Option(help="Name of the dataset.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Directory to make; must not exist.")],
+    tracking: Tracking = None,
+) -> None:
+    """Export a winner: weights, configuration, schema and vocabularies, for trainables.load."""
+    from tuner.export import export_winner
+    from tuner.results import read_results
+    from tuner.tracking import connect
+    from tuner.tracking_store import existing_uri
+
+    export_winner(read_results(connect(existing_uri(tracking)), job), dataset, out)
+    typer.echo(f"{out}: the winner of {job} on {dataset}; load it by trainables.load({str(out)!r})")
+
+
+@app.command(epilog="Example: pwiser ui --port 5000")
+def ui(
+    tracking: Tracking = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 5000,
+) -> None:
+    """Open the MLflow UI on the tracking store; Ctrl-C ends it."""
+    import subprocess
+
+    from tuner.tracking_store import existing_uri
+
+    uri = existing_uri(tracking)
+    if uri.startswith(("http://", "https://")):
+        typer.echo(f"the store is a server with a UI of its own: {uri}")
+        return
+    typer.echo(f"MLflow UI on http://{host}:{port}, Ctrl-C ends it")
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]
+    with subprocess.Popen(
+        [*command, "--host", host, "--port", str(port), "--workers", "1"]
+    ) as server:
+        try:
+            code = server.wait()
+        except KeyboardInterrupt:
+            server.terminate()
+            return
+    raise typer.Exit(code)
+
+
+@app.command(epilog="Example: pwiser schema > job.schema.json")
+def schema() -> None:
+    """Print the JSON Schema of job files, for editors that check and complete YAML."""
+    import json
+
+    from tuner.job import Job
+
+    typer.echo(json.dumps(Job.model_json_schema(), indent=2))

@@ -1,0 +1,205 @@
+"""``pwiser data``: make prepared datasets and look at them."""
+
+import json
+from dataclasses import asdict
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from datasets import ConversionPolicy, Dataset, Manifest
+
+__all__ = ["data_app"]
+
+data_app = typer.Typer(no_args_is_help=True, help="Make prepared datasets and look at them.")
+prepare_app = typer.Typer(no_args_is_help=True, help="Make a prepared dataset from input tables.")
+data_app.add_typer(prepare_app, name="prepare")
+
+
+class PresetName(StrEnum):
+    """The presets of ``datasets.PRESETS`` (a test holds the two together)."""
+
+    DEMO = "demo"
+    FR = "fr"
+    NL = "nl"
+    US = "us"
+    CCP = "ccp"
+
+
+class OrphanChoice(StrEnum):
+    """The choices of ``datasets.CONVERSION_POLICIES`` (a test holds the two together)."""
+
+    REFUSE = "refuse"
+    DROP = "drop"
+    AS_CLICK = "as-click"
+
+    @property
+    def policy(self) -> "ConversionPolicy":
+        """The choice as the library writes it."""
+        policies: dict[OrphanChoice, ConversionPolicy] = {
+            OrphanChoice.REFUSE: "refuse",
+            OrphanChoice.DROP: "drop",
+            OrphanChoice.AS_CLICK: "as-click",
+        }
+        return policies[self]
+
+
+Out = Annotated[
+    str, typer.Option("--out", metavar="DIR", help="Directory or URI to make; must not exist.")
+]
+ConversionWithoutClick = Annotated[
+    OrphanChoice,
+    typer.Option(
+        "--conversion-without-click",
+        help="Rows that convert without a click: refuse the table, drop them, or count a click.",
+    ),
+]
+
+
+@data_app.command(
+    "synth", epilog="Example: pwiser data synth --out data/demo --preset demo --impressions 200000"
+)
+def synth(
+    *,
+    out: Out,
+    impressions: Annotated[int, typer.Option(help="Rows of all splits together.", min=1)],
+    preset: Annotated[
+        PresetName, typer.Option(help="demo, or a public dataset whose rates are taken.")
+    ] = PresetName.DEMO,
+    seed: Annotated[int, typer.Option(help="Another seed gives other rows.", min=0)] = 0,
+    accidental_clicks: Annotated[
+        float,
+        typer.Option(
+            help="Share of all clicks that are accidents; the CTR grows by 1 / (1 - share).",
+            min=0.0,
+            max=1.0,
+        ),
+    ] = 0.0,
+) -> None:
+    """Make a synthetic dataset of the impression, click, conversion funnel."""
+    from datasets import synthesize
+
+    manifest = synthesize(
+        out=out,
+        impressions=impressions,
+        preset=preset.value,
+        seed=seed,
+        accidental_clicks=accidental_clicks,
+    )
+    _print_summary(out, manifest)
+
+
+@prepare_app.command(
+    "table",
+    epilog="Example: pwiser data prepare table --input rows.csv --schema rows.schema.yaml "
+    "--out data/rows",
+)
+def prepare_table(
+    *,
+    input: Annotated[  # noqa: A002  (the option's name)
+        str, typer.Option("--input", metavar="FILE", help="CSV or Parquet rows of train.")
+    ],
+    schema: Annotated[
+        str, typer.Option("--schema", metavar="SCHEMA.yaml", help="The roles of the columns.")
+    ],
+    out: Out,
+    valid: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Rows of valid; carved from train if not given."),
+    ] = None,
+    test: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Rows of test; carved from train if not given."),
+    ] = None,
+    conversion_without_click: ConversionWithoutClick = OrphanChoice.REFUSE,
+) -> None:
+    """Prepare any CSV or Parquet table with a schema file of your own."""
+    import datasets
+
+    manifest = datasets.prepare_table(
+        input=input,
+        schema=schema,
+        out=out,
+        valid=valid,
+        test=test,
+        conversion_without_click=conversion_without_click.policy,
+    )
+    _print_summary(out, manifest)
+
+
+@prepare_app.command(
+    "aliexpress",
+    epilog="Example: pwiser data prepare aliexpress --input AliExpress_NL --out data/aliexpress-nl",
+)
+def prepare_aliexpress(
+    *,
+    input: Annotated[  # noqa: A002  (the option's name)
+        str,
+        typer.Option("--input", metavar="DIR", help="Holds train.csv and test.csv, processed."),
+    ],
+    out: Out,
+    valid_fraction: Annotated[
+        float, typer.Option(help="Share of train's search sessions that become valid.")
+    ] = 0.1,
+    split_seed: Annotated[int, typer.Option(help="Another seed carves other sessions.")] = 0,
+    conversion_without_click: ConversionWithoutClick = OrphanChoice.REFUSE,
+) -> None:
+    """Prepare the AliExpress search logs (processed form)."""
+    import datasets
+
+    manifest = datasets.prepare_aliexpress(
+        input=input,
+        out=out,
+        valid_fraction=valid_fraction,
+        split_seed=split_seed,
+        conversion_without_click=conversion_without_click.policy,
+    )
+    _print_summary(out, manifest)
+
+
+@data_app.command("stats", epilog="Example: pwiser data stats data/demo --json")
+def stats(
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="A prepared dataset.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print impressions, clicks, conversions, CTR, CVR and CTCVR of each split."""
+    from datasets import open_dataset, statistics
+
+    dataset = open_dataset(directory)
+    if as_json:
+        splits = {name: asdict(split) for name, split in statistics(dataset).items()}
+        content = {"dataset": dataset.name, "digest": dataset.digest, "splits": splits}
+        typer.echo(json.dumps(content, indent=2))
+        return
+    _print_table(dataset)
+
+
+def _print_table(dataset: "Dataset") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from datasets import statistics
+
+    table = Table(title=f"{dataset.name}  (digest {dataset.digest[:12]})")
+    table.add_column("split")
+    for heading in ("impressions", "clicks", "conversions", "CTR", "CVR", "CTCVR"):
+        table.add_column(heading, justify="right")
+    for name, split in statistics(dataset).items():
+        counts = (f"{n:,}" for n in (split.impressions, split.clicks, split.conversions))
+        ratios = ("-" if r is None else f"{r:.3%}" for r in (split.ctr, split.cvr, split.ctcvr))
+        table.add_row(name, *counts, *ratios)
+    Console().print(table)
+
+
+def _print_summary(out: str, manifest: "Manifest") -> None:
+    rows = ", ".join(f"{name} {split.impressions:,}" for name, split in manifest.splits.items())
+    lines = [f"prepared {out}: {rows} rows; digest {manifest.digest[:12]}"]
+    if manifest.dropped_rows:
+        lines.append(f"dropped {manifest.dropped_rows:,} rows with a conversion without a click")
+    if manifest.added_clicks:
+        lines.append(f"added {manifest.added_clicks:,} clicks to conversions without one")
+    if manifest.filled_cells:
+        cells, fields = sum(manifest.filled_cells.values()), len(manifest.filled_cells)
+        lines.append(f"filled {cells:,} empty, NaN or infinite cells in {fields} fields")
+    typer.echo("\n".join(lines))

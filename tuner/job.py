@@ -1,0 +1,218 @@
+"""The job file: strict, with a default for everything but `name` and `datasets`."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from datasets import PwiserError
+from trainables.configuration import (
+    LossSettings,
+    Settings,
+    TrainingSettings,
+    TrialConfiguration,
+    describe_faults,
+    settings_of,
+)
+from tuner.errors import JobFileError
+from tuner.objective import Objective
+from tuner.space import Dimension, SearchSpace, has_field
+
+__all__ = [
+    "Budget",
+    "Job",
+    "ResourceSettings",
+    "SearchSettings",
+    "TrackingSettings",
+    "read_job",
+]
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+DEFAULT_SPACE = {
+    "loss.alpha": Dimension(low=0.001, high=1.0, log=True, points=4),
+    "loss.m1": Dimension(low=0.0, high=0.5, points=4),
+    "loss.m2": Dimension(low=0.0, high=0.5, points=4),
+}
+
+
+class SearchSettings(Settings):
+    """What is searched, and how."""
+
+    space: dict[str, Dimension] = Field(
+        DEFAULT_SPACE, min_length=1, description="dimensions by dotted path, such as loss.alpha"
+    )
+    sampler: Literal["tpe", "random", "grid", "gp"] = "tpe"
+    pruner: Literal["asha", "median", "none"] = "asha"
+    trials: int = Field(
+        40, ge=1, description="of each study, its baseline and the paper's point among them"
+    )
+    objective: Objective | tuple[Objective, ...] = Field(
+        "mean_auc", description="validation metric to maximise; a list makes a Pareto study"
+    )
+    seed: int = Field(0, ge=0, description="of the sampler")
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """The objectives as a list, whatever the job file wrote."""
+        return (self.objective,) if isinstance(self.objective, str) else self.objective
+
+    @model_validator(mode="after")
+    def _check_objectives(self) -> "SearchSettings":
+        if len(self.objectives) != len(set(self.objectives)) or not self.objectives:
+            raise ValueError(f"objective must name each metric once, got {list(self.objectives)}")
+        if len(self.objectives) > 1 and self.pruner != "none":
+            raise ValueError(
+                f"pruner {self.pruner} compares one objective; set pruner: none for a Pareto study"
+            )
+        return self
+
+
+class ResourceSettings(Settings):
+    """What the lanes may use."""
+
+    lanes: int | None = Field(
+        None, ge=1, description="trials at a time; as many as the cluster holds where left out"
+    )
+    workers_per_lane: int = Field(1, ge=1, description="data-parallel workers of one trial")
+    cpus_per_worker: int = Field(1, ge=1, description="CPU cores, and threads, of one worker")
+    gpus_per_worker: float | None = Field(
+        None, ge=0, description="one where the cluster has any, else none, where left out"
+    )
+
+
+class Budget(Settings):
+    """When to stop even though trials are left."""
+
+    hours: float | None = Field(None, gt=0, description="of the whole job; no limit where left out")
+
+
+class TrackingSettings(Settings):
+    """Where MLflow keeps the trials."""
+
+    uri: str | None = Field(
+        None,
+        description="of the MLflow tracking store; MLFLOW_TRACKING_URI, or else "
+        "a SQLite file in the storage, where left out",
+    )
+
+
+class Job(Settings):
+    """A tuning job: one search for each pair of a dataset and a model."""
+
+    name: str = Field(pattern=NAME_PATTERN, max_length=100)
+    datasets: tuple[str, ...] = Field(min_length=1, description="prepared directories or URIs")
+    models: tuple[str, ...] = Field(
+        ("mmoe",), min_length=1, description="shared_bottom, mmoe, ple, dnn, masknet, module:Class"
+    )
+    search: SearchSettings = SearchSettings()
+    training: TrainingSettings = TrainingSettings()
+    model: dict[str, Any] = Field(
+        {}, description="settings of the models; each model takes those that it has"
+    )
+    loss: LossSettings = LossSettings()
+    resources: ResourceSettings = ResourceSettings()
+    budget: Budget = Budget()
+    tracking: TrackingSettings = TrackingSettings()
+    storage: str = Field("pwiser", description="directory or URI of checkpoints")
+    keep_checkpoints: Literal["winners", "all"] = Field(
+        "winners", description="winners keeps each study's winner and baseline"
+    )
+
+    @field_validator("datasets", "models")
+    @classmethod
+    def _check_unique(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        names = [value.rstrip("/").rpartition("/")[2] for value in values]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"{name!r} is named twice; names must differ")
+        return values
+
+    def configuration(self, model: str) -> TrialConfiguration:
+        """Build the configuration that the trials of one model start from.
+
+        Raises:
+            ConfigurationError: if the model is unknown, or a setting is out of its range.
+        """
+        known = settings_of(model).model_fields
+        return TrialConfiguration.create(
+            model,
+            {name: value for name, value in self.model.items() if name in known},
+            training=self.training,
+            loss=self.loss,
+        )
+
+    def space(self, model: str) -> SearchSpace:
+        """Build the search space of one model's studies.
+
+        Raises:
+            ConfigurationError: if a dimension is out of its field's range.
+        """
+        space = SearchSpace(self.search.space, self.configuration(model))
+        if self.search.sampler == "grid":
+            space.grid()
+        return space
+
+    @model_validator(mode="after")
+    def _check_models(self) -> "Job":
+        try:
+            configurations = [self.configuration(model) for model in self.models]
+            known = sorted(
+                {name for model in self.models for name in settings_of(model).model_fields}
+            )
+            for name in self.model:
+                if name not in known:
+                    raise ValueError(
+                        f"model.{name}: unknown key; "
+                        f"{', '.join(self.models)} know {', '.join(known)}"
+                    )
+            for path in self.search.space:
+                if not any(has_field(base, path) for base in configurations):
+                    fields = ", ".join(_field_paths(known))
+                    raise ValueError(f"search.space.{path}: no such field; choose from {fields}")
+            for model in self.models:
+                self.space(model)
+        except PwiserError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+
+def _field_paths(model_fields: list[str]) -> list[str]:
+    return [
+        *(f"loss.{name}" for name in LossSettings.model_fields),
+        *(f"training.{name}" for name in TrainingSettings.model_fields),
+        *(f"model.{name}" for name in model_fields),
+    ]
+
+
+def read_job(path: Path) -> Job:
+    """Read and check a job file.
+
+    Raises:
+        JobFileError: naming the file, the field, its value and the fix.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise JobFileError(f"{path}: cannot be read ({reason}); name a job file") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" line {mark.line + 1}, column {mark.column + 1}:" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise JobFileError(f"{path}:{place} not YAML ({problem}); mend it") from error
+    if not isinstance(content, dict):
+        raise JobFileError(f"{path}: not a job file; it needs at least name and datasets")
+    try:
+        return Job.model_validate(content)
+    except ValidationError as error:
+        raise JobFileError(f"{path}: {describe_job_faults(error)}") from error
+
+
+def describe_job_faults(error: ValidationError) -> str:
+    """Put a job's validation error on one line, without repeating the whole job as its value."""
+    faults = [fault for fault in error.errors() if fault["loc"] == ()]
+    if faults:
+        return "; ".join(fault["msg"].removeprefix("Value error, ") for fault in faults)
+    return describe_faults(error, Job)

@@ -1,0 +1,228 @@
+"""A lane's workers: they train trial after trial, all ranks in step.
+
+Rank 0 talks with the queue and tells the others, over a gloo group of its own, so that every rank
+takes the same decision and no collective is left waiting.
+"""
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict, TypeVar
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from datasets import Dataset, open_dataset
+from trainables.checkpoint import load_checkpoint, save_checkpoint
+from trainables.configuration import TrialConfiguration
+from trainables.metrics import evaluate
+from trainables.models import Inputs
+from trainables.training import DeviceImpressions, predict_logits, train
+from trainables.workers import Workers
+from tuner.messages import Report, Seconds, Task, TestTask, TrialTask
+from tuner.objective import objective_values, score
+from tuner.storage import download, upload
+from tuner.trial_queue import CLOSED
+
+__all__ = ["LaneSettings", "run_lane"]
+
+TAKE_TIMEOUT_S = 60.0
+CANCEL_POLL_S = 0.25
+
+Answer = TypeVar("Answer")
+logger = logging.getLogger(__name__)
+
+
+class LaneSettings(TypedDict):
+    """What a lane's workers are started with: Ray Train's `train_loop_config`."""
+
+    lane: str
+    queue: ray.actor.ActorHandle
+    threads: int
+
+
+def run_lane(settings: LaneSettings) -> None:
+    """Serve trials until the queue closes; Ray Train runs this on every worker of the lane."""
+    torch.set_num_threads(settings["threads"])
+    _Lane(settings["lane"], settings["queue"]).serve()
+
+
+@dataclass(frozen=True)
+class _LoadedDataset:
+    dataset: Dataset
+    inputs: Inputs
+    train: DeviceImpressions
+    valid: DeviceImpressions
+
+
+class _Lane:
+    def __init__(self, name: str, queue: ray.actor.ActorHandle) -> None:
+        self.name = name
+        self.queue = queue
+        several = ray.train.get_context().get_world_size() > 1
+        self.control = dist.new_group(backend="gloo") if several else None
+        self.workers = Workers(
+            device=ray.train.torch.get_device(), group=dist.group.WORLD if several else None
+        )
+        self.loaded: _LoadedDataset | None = None
+        self.free_since = time.perf_counter()
+
+    def serve(self) -> None:
+        restarted = True
+        while True:
+            task = self._decide(lambda: self._take(restarted=restarted))
+            restarted = False
+            if task == CLOSED:
+                return
+            if isinstance(task, str) or task is None:
+                continue
+            try:
+                if isinstance(task, TrialTask):
+                    self._train(task)
+                else:
+                    self._test(task)
+            except Exception as error:
+                self._fail(task, error)
+                if self.workers.size > 1:
+                    raise  # the other ranks may wait in a collective: the group must start anew
+            self._ask(lambda: self.queue.finish.remote(self.name))
+
+    def _take(self, *, restarted: bool) -> Task | str | None:
+        answer: Task | str | None = ray.get(
+            self.queue.take.remote(self.name, restarted=restarted, timeout_s=TAKE_TIMEOUT_S)
+        )
+        return answer
+
+    def _train(self, task: TrialTask) -> None:
+        started = time.perf_counter()
+        configuration = TrialConfiguration.model_validate(task.configuration)
+        loaded = self._load(task.dataset)
+        setup_s = time.perf_counter() - started
+        best = float("-inf")
+        cancelled = _CancelPoll(self.queue.wait_cancelled, task.id, self._decide, self.workers)
+        for evaluation, model in train(
+            configuration, loaded.inputs, loaded.train, loaded.valid, self.workers, cancelled
+        ):
+            value = score(objective_values(evaluation.metrics, task.objectives))
+            if value > best:
+                best = value
+                self._save(task, configuration, loaded.inputs, model)
+            now = time.perf_counter()
+            report = Report(
+                index=evaluation.index,
+                last=evaluation.last,
+                step=evaluation.step,
+                epoch=evaluation.epoch,
+                metrics=evaluation.metrics,
+                train={
+                    "loss": evaluation.train_loss,
+                    "bce": evaluation.train_bce,
+                    "pwiser": evaluation.train_pwiser,
+                },
+                seconds=Seconds(
+                    setup=setup_s,
+                    training=evaluation.training_s,
+                    evaluation=evaluation.evaluation_s,
+                    lane=now - self.free_since,
+                ),
+            )
+            if evaluation.last:
+                self.free_since = now
+            if not self._report(task, report):
+                break
+
+    def _test(self, task: TestTask) -> None:
+        with download(task.checkpoint) as directory:
+            _, model = load_checkpoint(directory, self.workers.device)
+        split = DeviceImpressions.from_impressions(
+            open_dataset(task.dataset).load("test"), self.workers.device
+        )
+        metrics = evaluate(
+            predict_logits(model, split, self.workers), split.clicks_N, split.conversions_N
+        )
+        self._report(task, Report(index=1, last=True, step=0, epoch=0.0, metrics=metrics))
+
+    def _load(self, uri: str) -> _LoadedDataset:
+        if self.loaded is None or self.loaded.dataset.uri != uri:
+            self.loaded = None  # frees the memory first
+            dataset = open_dataset(uri)
+            train_split, valid_split = (
+                DeviceImpressions.from_impressions(dataset.load(split), self.workers.device)
+                for split in ("train", "valid")
+            )
+            inputs = Inputs(
+                vocabulary_sizes=tuple(dataset.manifest.vocabulary_sizes.values()),
+                num_numericals=train_split.numericals_ND.shape[1],
+            )
+            self.loaded = _LoadedDataset(dataset, inputs, train_split, valid_split)
+        return self.loaded
+
+    def _save(
+        self, task: TrialTask, configuration: TrialConfiguration, inputs: Inputs, model: nn.Module
+    ) -> None:
+        if self.workers.rank == 0:
+            with tempfile.TemporaryDirectory() as directory:
+                save_checkpoint(Path(directory), configuration, inputs, model)
+                upload(Path(directory), task.checkpoint)
+
+    def _report(self, task: Task, report: Report) -> bool:
+        return self._decide(lambda: bool(ray.get(self.queue.report.remote(task.id, report))))
+
+    def _fail(self, task: Task, error: Exception) -> None:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        logger.exception("trial %s failed", task.id)
+        ray.get(self.queue.fail.remote(task.id, reason))
+
+    def _ask(self, call: Callable[[], ray.ObjectRef]) -> None:
+        if self.workers.rank == 0:
+            ray.get(call())
+
+    def _decide(self, decide: Callable[[], Answer]) -> Answer:
+        """Let rank 0 decide, and every rank follow."""
+        if self.control is None:
+            return decide()
+        answer: list[Answer | None] = [decide() if self.workers.rank == 0 else None]
+        dist.broadcast_object_list(answer, src=0, group=self.control)
+        return answer[0]  # type: ignore[return-value]
+
+
+class _CancelPoll:
+    """Answers after every step whether the trial is cancelled, alike on all ranks.
+
+    Rank 0 looks about every `CANCEL_POLL_S`; how many steps that is it tells the others with every
+    answer, so that they meet at the same step.
+    """
+
+    def __init__(
+        self,
+        wait_cancelled: Any,  # noqa: ANN401 - an actor's method
+        task_id: str,
+        decide: Callable[[Callable[[], tuple[bool, int]]], tuple[bool, int]],
+        workers: Workers,
+    ) -> None:
+        self.decide = decide
+        self.reference = wait_cancelled.remote(task_id) if workers.rank == 0 else None
+        self.steps_to_go = self.stride = 1
+        self.looked = time.perf_counter()
+
+    def __call__(self) -> bool:
+        self.steps_to_go -= 1
+        if self.steps_to_go > 0:
+            return False
+        cancelled, self.stride = self.decide(self._look)
+        self.steps_to_go = self.stride
+        return cancelled
+
+    def _look(self) -> tuple[bool, int]:
+        now = time.perf_counter()
+        step_s = max(now - self.looked, 1e-6) / self.stride
+        self.looked = now
+        done, _ = ray.wait([self.reference], timeout=0)
+        return bool(done), max(int(CANCEL_POLL_S / step_s), 1)

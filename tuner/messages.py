@@ -1,0 +1,103 @@
+"""What the tuner and its lanes say to each other: small, picklable, without torch."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+__all__ = ["Ended", "Report", "Seconds", "Task", "TestTask", "TrialTask"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seconds:
+    """Where a trial's time went so far, in seconds of its lane.
+
+    Attributes:
+        setup: loading the dataset and building the model.
+        training: steps.
+        evaluation: of the valid split.
+        lane: all of the lane's time since the trial before it ended, waiting for this one included.
+    """
+
+    setup: float = 0.0
+    training: float = 0.0
+    evaluation: float = 0.0
+    lane: float = 0.0
+
+    @property
+    def overhead(self) -> float:
+        """The lane's time that was neither set-up nor training nor evaluation."""
+        return max(self.lane - self.setup - self.training - self.evaluation, 0.0)
+
+    def __add__(self, other: "Seconds") -> "Seconds":
+        return Seconds(
+            setup=self.setup + other.setup,
+            training=self.training + other.training,
+            evaluation=self.evaluation + other.evaluation,
+            lane=self.lane + other.lane,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialTask:
+    """A trial for a lane: train it, and write the best evaluation's checkpoint.
+
+    Attributes:
+        id: unique within the job.
+        dataset: URI of the prepared dataset.
+        configuration: a `TrialConfiguration` as JSON values.
+        objectives: what decides which evaluation is the best.
+        checkpoint: directory URI of the checkpoint.
+    """
+
+    id: str
+    dataset: str
+    configuration: dict[str, Any]
+    objectives: tuple[Literal["mean_auc", "ctr_auc", "ctcvr_auc"], ...]
+    checkpoint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestTask:
+    """A checkpoint for a lane to evaluate on the test split, once the winner is chosen."""
+
+    __test__ = False  # for pytest: not a test class
+
+    id: str
+    dataset: str
+    checkpoint: str
+
+
+Task = TrialTask | TestTask
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """One evaluation, sent once its checkpoint is safe.
+
+    Attributes:
+        index: from 1; for a test task always 1.
+        last: whether the task ends with it.
+        step: optimiser steps done.
+        epoch: epochs done, a fraction inside one.
+        metrics: of the split that was evaluated; None where one class alone is there.
+        train: mean `loss`, `bce` and `pwiser` of the steps since the evaluation before.
+    """
+
+    index: int
+    last: bool
+    step: int
+    epoch: float
+    metrics: dict[str, float | None]
+    train: dict[str, float] = field(default_factory=dict)
+    seconds: Seconds = Seconds()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """A task that ended without its last report.
+
+    Attributes:
+        kind: `failed` with its reason, or `stopped` because somebody asked.
+    """
+
+    kind: Literal["failed", "stopped"]
+    reason: str

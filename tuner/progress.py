@@ -1,0 +1,135 @@
+"""What a running job shows: a live table on a terminal, a line per event elsewhere."""
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from tuner.messages import Report
+from tuner.search import StudySearch
+from tuner.study import Trial, TrialState, choose_winner
+
+__all__ = ["Progress"]
+
+
+class Progress:
+    """Shows each study's trials: done, running, pruned, failed, the best so far, the time left.
+
+    Args:
+        console: where to show it.
+        searches: of the job's studies.
+        num_lanes: trials at a time, for the time left.
+    """
+
+    def __init__(self, console: Console, searches: list[StudySearch], num_lanes: int) -> None:
+        self._console = console
+        self._searches = searches
+        self._num_lanes = num_lanes
+        self._started = time.monotonic()
+        self._live = Live(console=console, get_renderable=self._table, refresh_per_second=2)
+
+    def __enter__(self) -> Self:
+        self._started = time.monotonic()
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def trial_started(self, trial: Trial) -> None:
+        """The table shows it by itself."""
+
+    def trial_evaluated(self, trial: Trial, report: Report) -> None:
+        """The table shows it by itself."""
+
+    def trial_ended(self, trial: Trial) -> None:
+        """Print a line where there is no terminal."""
+        if self._console.is_terminal:
+            return
+        search = next(search for search in self._searches if search.study == trial.study)
+        value = "-" if trial.best_score is None else f"{trial.best_score:.4f}"
+        name = "baseline" if trial.baseline else f"trial {trial.number}"
+        line = (
+            f"{trial.study.name} {name} {trial.state} {value} {_point(trial)} | "
+            f"{_num_ended(search)}/{search.num_trials} done, best {_best(search)}, "
+            f"{_clock(self._seconds_left())} left"
+        )
+        if trial.failure is not None:
+            line += f" | {trial.failure}"
+        self._console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+    def study_ended(self, search: StudySearch) -> None:
+        """The table and the lines of the trials say it."""
+
+    def _table(self) -> Table:
+        elapsed = time.monotonic() - self._started
+        table = Table(
+            title=f"{_clock(elapsed)} passed, {_clock(self._seconds_left())} left",
+            title_justify="left",
+        )
+        table.add_column("study")
+        for heading in ("done", "running", "pruned", "failed", "epoch", "best"):
+            table.add_column(heading, justify="right")
+        table.add_column("best trial")
+        for search in self._searches:
+            states = [trial.state for trial in search.trials]
+            running = [trial for trial in search.trials if not trial.state.ended]
+            winner = choose_winner(search.trials)
+            table.add_row(
+                search.study.name,
+                f"{_num_ended(search)}/{search.num_trials}",
+                str(len(running)),
+                str(states.count(TrialState.PRUNED)),
+                str(states.count(TrialState.FAILED)),
+                ", ".join(f"{trial.last.epoch:.2g}" for trial in running if trial.last is not None),
+                _best(search),
+                "" if winner is None else _point(winner),
+            )
+        return table
+
+    def _seconds_left(self) -> float | None:
+        """Estimate from the trials that ended so far, at the pace of the whole job."""
+        num_ended = sum(_num_ended(search) for search in self._searches)
+        num_left = sum(search.num_trials for search in self._searches) - num_ended
+        if num_ended == 0:
+            return None
+        lane_s = sum(search.seconds.lane for search in self._searches)
+        return num_left * lane_s / num_ended / min(self._num_lanes, max(num_left, 1))
+
+
+def _num_ended(search: StudySearch) -> int:
+    return sum(trial.state.ended for trial in search.trials)
+
+
+def _best(search: StudySearch) -> str:
+    winner = choose_winner(search.trials)
+    return "-" if winner is None or winner.best_score is None else f"{winner.best_score:.4f}"
+
+
+def _point(trial: Trial) -> str:
+    loss = trial.configuration.loss
+    point = f"alpha {loss.alpha:.4g} m1 {loss.m1:.3g} m2 {loss.m2:.3g}"
+    others = [
+        f"{path.partition('.')[2]} {value:.4g}" if isinstance(value, float) else f"{path} {value}"
+        for path, value in trial.params.items()
+        if not path.startswith("loss.")
+    ]
+    return " ".join([point, *others])
+
+
+def _clock(seconds: float | None) -> str:
+    if seconds is None:
+        return "--:--"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes:02}:{rest:02}"

@@ -1,0 +1,127 @@
+"""What a job found, read from MLflow alone: per dataset the winner and its baseline."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from mlflow.entities import Experiment, Run
+from mlflow.tracking import MlflowClient
+from pydantic import BaseModel, ConfigDict
+
+from tuner.errors import JobNotFoundError
+
+__all__ = [
+    "METRICS",
+    "BaselineResult",
+    "DatasetResult",
+    "JobResult",
+    "find_experiment",
+    "read_results",
+]
+
+METRICS = ("ctr_auc", "ctr_logloss", "ctcvr_auc", "ctcvr_logloss", "cvr_auc")
+Metrics = dict[str, float | None]
+
+
+class BaselineResult(BaseModel):
+    """The plain BCE trial of the winner's study."""
+
+    model_config = ConfigDict(frozen=True)
+
+    metrics: dict[str, Metrics]
+
+
+class DatasetResult(BaseModel):
+    """The winner of one dataset.
+
+    Attributes:
+        model: a key of `MODELS` or `module:Class`.
+        config: the winner's settings by section: `model`, `training`, `loss`.
+        metrics: by split, `valid` and `test`; a metric is None where one class alone is there.
+        baseline: the same of the baseline.
+        checkpoint: directory URI.
+        run_id: of the MLflow run.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    config: dict[str, dict[str, Any]]
+    metrics: dict[str, Metrics]
+    baseline: BaselineResult
+    checkpoint: str
+    run_id: str
+
+
+class JobResult(BaseModel):
+    """What `pwiser best` prints."""
+
+    model_config = ConfigDict(frozen=True)
+
+    job: str
+    datasets: dict[str, DatasetResult]
+
+
+def find_experiment(client: MlflowClient, job: str) -> Experiment:
+    """Find a job's experiment.
+
+    Raises:
+        JobNotFoundError: if there is none of that name.
+    """
+    experiment = client.get_experiment_by_name(job)
+    if experiment is None or experiment.lifecycle_stage != "active":
+        names = sorted(
+            found.name
+            for found in client.search_experiments(filter_string="tags.`pwiser.job` != ''")
+        )
+        raise JobNotFoundError(
+            f"job {job!r}: not in the tracking store; it holds {', '.join(names) or 'no job'}"
+        )
+    return experiment
+
+
+def read_results(client: MlflowClient, job: str) -> JobResult:
+    """Read the winners of a finished job.
+
+    Raises:
+        JobNotFoundError: if the job is unknown, or has no winner yet.
+    """
+    experiment = find_experiment(client, job)
+    winners = client.search_runs(
+        [experiment.experiment_id],
+        filter_string="tags.`pwiser.winner` = 'true'",
+        order_by=["attributes.start_time ASC"],
+    )
+    if not winners:
+        raise JobNotFoundError(
+            f"job {job!r}: has no winner yet; it is still running or was stopped (see pwiser ui)"
+        )
+    return JobResult(
+        job=job,
+        datasets={run.data.tags["pwiser.dataset"]: _dataset_result(client, run) for run in winners},
+    )
+
+
+def _dataset_result(client: MlflowClient, run: Run) -> DatasetResult:
+    tags = run.data.tags
+    configuration = json.loads(tags["pwiser.configuration"])
+    baseline = client.get_run(tags["pwiser.baseline_run"])
+    return DatasetResult(
+        model=tags["pwiser.model"],
+        config={
+            "model": configuration["model_settings"],
+            "training": configuration["training"],
+            "loss": configuration["loss"],
+        },
+        metrics=_metrics(run.data.metrics),
+        baseline=BaselineResult(metrics=_metrics(baseline.data.metrics)),
+        checkpoint=tags["pwiser.checkpoint"],
+        run_id=run.info.run_id,
+    )
+
+
+def _metrics(logged: Mapping[str, float]) -> dict[str, Metrics]:
+    return {
+        "valid": {name: logged.get(f"best/{name}") for name in METRICS},
+        "test": {name: logged.get(f"test/{name}") for name in METRICS},
+    }

@@ -1,0 +1,119 @@
+"""The search of one study: an Optuna study that is asked for trials and told what became of them."""
+
+import optuna
+from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
+from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
+
+from tuner.job import Job, SearchSettings
+from tuner.messages import Seconds
+from tuner.space import PAPER_POINT
+from tuner.study import Study, Trial, TrialState
+
+__all__ = ["StudySearch"]
+
+BASELINE_POINT = {"loss.alpha": 0.0}
+
+SAMPLERS: dict[str, type[BaseSampler]] = {
+    "tpe": TPESampler,
+    "random": RandomSampler,
+    "grid": RandomSampler,  # every point of a grid is enqueued, so that none is ever sampled
+    "gp": GPSampler,
+}
+
+
+class StudySearch:
+    """Proposes the trials of one study and decides which are pruned.
+
+    Trial 0 is the baseline: alpha 0, every other dimension at the job's own value. Trial 1 is the
+    paper's point. Both run even where they lie outside the search space, and then Optuna does not
+    hear of them; the baseline is never pruned. A grid's points follow in the order of the job file.
+
+    Args:
+        study: what is searched.
+        job: its space, sampler, pruner, objectives and number of trials.
+    """
+
+    def __init__(self, study: Study, job: Job) -> None:
+        self.study = study
+        self.settings = job.search
+        self.space = job.space(study.model)
+        self.trials: list[Trial] = []
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._optuna = optuna.create_study(
+            study_name=study.name,
+            directions=["maximize"] * len(self.settings.objectives),
+            sampler=_sampler(self.settings),
+            pruner=_pruner(self.settings),
+        )
+        self._asked: dict[int, optuna.Trial] = {}
+        self._points = [self.space.fixed_point(point) for point in (BASELINE_POINT, PAPER_POINT)]
+        self.num_trials = self.settings.trials
+        if self.settings.sampler == "grid":
+            self._points += [point for point in self.space.grid() if point != self._points[1]]
+            self.num_trials = min(self.num_trials, len(self._points))
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether every trial of the study has been proposed."""
+        return len(self.trials) >= self.num_trials
+
+    @property
+    def seconds(self) -> Seconds:
+        """Where the lanes' time for this study went, over all of its trials."""
+        return sum(
+            (trial.last.seconds for trial in self.trials if trial.last is not None), Seconds()
+        )
+
+    def ask(self) -> Trial | None:
+        """Propose the next trial; None once the study has all of its trials."""
+        number = len(self.trials)
+        if self.exhausted:
+            return None
+        params = self._points[number] if number < len(self._points) else None
+        if params is None or (number > 0 and self.space.contains(params)):
+            if params is not None:
+                self._optuna.enqueue_trial(params)
+            self._asked[number] = self._optuna.ask(self.space.distributions)
+            params = self._asked[number].params
+        configuration = self.space.configuration(params)
+        trial = Trial(
+            study=self.study,
+            number=number,
+            configuration=configuration.replace(BASELINE_POINT) if number == 0 else configuration,
+            params=params,
+            objectives=self.settings.objectives,
+        )
+        self.trials.append(trial)
+        return trial
+
+    def should_prune(self, trial: Trial) -> bool:
+        """Tell Optuna of the trial's last evaluation, and ask whether to stop the trial there."""
+        asked = self._asked.get(trial.number)
+        if asked is None or trial.last is None or len(self.settings.objectives) > 1:
+            return False
+        value = trial.score_of(trial.last)
+        asked.report(value, trial.last.index)
+        return bool(asked.should_prune())
+
+    def tell(self, trial: Trial) -> None:
+        """Tell Optuna how a trial ended; its value is that of its best evaluation."""
+        asked = self._asked.pop(trial.number, None)
+        if asked is None:
+            return
+        values = trial.best_values
+        if trial.state is TrialState.COMPLETE and values is not None:
+            self._optuna.tell(asked, list(values))
+        elif trial.state is TrialState.PRUNED:
+            self._optuna.tell(asked, state=optuna.trial.TrialState.PRUNED)
+        else:
+            self._optuna.tell(asked, state=optuna.trial.TrialState.FAIL)
+
+
+def _sampler(settings: SearchSettings) -> BaseSampler:
+    return SAMPLERS[settings.sampler](seed=settings.seed)
+
+
+def _pruner(settings: SearchSettings) -> BasePruner:
+    if settings.pruner == "asha":
+        return SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
+    return MedianPruner() if settings.pruner == "median" else NopPruner()

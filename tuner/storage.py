@@ -1,0 +1,97 @@
+"""A job's storage: directories of small files on any pyarrow filesystem."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pyarrow import fs
+
+from datasets import DatasetError
+from datasets.filesystem import Location, locate
+from tuner.errors import StorageError
+
+__all__ = ["absolute_uri", "delete", "download", "exists", "join", "local_path", "upload"]
+
+
+def absolute_uri(uri: str) -> str:
+    """Make a local path absolute; leave a URI as it is, without a slash at its end.
+
+    Raises:
+        StorageError: if no filesystem is known for the URI.
+    """
+    if "://" in uri:
+        _locate(uri)
+        return uri.rstrip("/")
+    return str(Path(uri).expanduser().absolute())
+
+
+def local_path(uri: str) -> Path | None:
+    """The local path that a URI names; None for a remote one."""
+    location = _locate(uri)
+    return Path(location.path) if location.is_local else None
+
+
+def join(uri: str, *parts: str) -> str:
+    """Name something below a directory."""
+    return "/".join([uri.rstrip("/"), *parts])
+
+
+def exists(uri: str) -> bool:
+    """Whether anything lies at a URI."""
+    return _locate(uri).exists()
+
+
+def upload(directory: Path, uri: str) -> None:
+    """Copy a local directory's files to a URI; on a local path each appears whole or not at all.
+
+    Raises:
+        StorageError: if the destination cannot be written.
+    """
+    location = _locate(uri)
+    try:
+        if not location.is_local:
+            fs.copy_files(str(directory), location.path, destination_filesystem=location.filesystem)
+            return
+        target = Path(location.path)
+        target.mkdir(parents=True, exist_ok=True)
+        for source in sorted(directory.iterdir()):
+            partial = target / f".{source.name}.partial"
+            partial.write_bytes(source.read_bytes())
+            partial.replace(target / source.name)
+    except OSError as error:
+        raise StorageError(
+            f"storage: cannot write {uri} ({error}); check access and space"
+        ) from error
+
+
+@contextmanager
+def download(uri: str) -> Iterator[Path]:
+    """Give a directory's files as a local directory, for as long as the context lasts.
+
+    Raises:
+        StorageError: if there is nothing at the URI.
+    """
+    location = _locate(uri)
+    if not location.exists():
+        raise StorageError(f"storage: {uri} is not there; was it moved or deleted?")
+    if location.is_local:
+        yield Path(location.path)
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        fs.copy_files(location.path, directory, source_filesystem=location.filesystem)
+        yield Path(directory)
+
+
+def delete(uri: str) -> None:
+    """Delete a directory; harmless where there is none."""
+    location = _locate(uri)
+    if location.exists():
+        location.filesystem.delete_dir(location.path)
+
+
+def _locate(uri: str) -> Location:
+    try:
+        return locate(uri)
+    except DatasetError as error:
+        raise StorageError(f"storage: {error}") from error

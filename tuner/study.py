@@ -1,0 +1,116 @@
+"""A study: the search for one pair of a dataset and a model, and what became of its trials."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from trainables.configuration import TrialConfiguration
+from tuner.messages import Report
+from tuner.objective import Objective, objective_values, score
+
+__all__ = ["Study", "Trial", "TrialState", "choose_winner"]
+
+
+class TrialState(StrEnum):
+    """What became of a trial."""
+
+    RUNNING = "running"
+    COMPLETE = "complete"
+    PRUNED = "pruned"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will come of the trial."""
+        return self is not TrialState.RUNNING
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """One search. Its directory name is safe in a path whatever the model's name."""
+
+    dataset: str
+    dataset_uri: str
+    model: str
+
+    @property
+    def name(self) -> str:
+        """`dataset/model`, unique within a job."""
+        return f"{self.dataset}/{self.model}"
+
+    @property
+    def directory(self) -> str:
+        """The study's place below the job's storage."""
+        return f"{self.dataset}/{self.model.replace(':', '.')}"
+
+
+@dataclass(kw_only=True)
+class Trial:
+    """One configuration of a study, and its evaluations so far.
+
+    Attributes:
+        number: from 0 within its study; 0 is the baseline.
+        params: the values of the search's dimensions, by dotted path.
+        best: the evaluation with the highest score; ties go to the earlier one.
+    """
+
+    study: Study
+    number: int
+    configuration: TrialConfiguration
+    params: dict[str, Any]
+    objectives: tuple[Objective, ...]
+    state: TrialState = TrialState.RUNNING
+    best: Report | None = None
+    last: Report | None = None
+    failure: str | None = None
+    test_metrics: dict[str, float | None] = field(default_factory=dict)
+
+    @property
+    def baseline(self) -> bool:
+        """Whether this is the study's plain BCE trial."""
+        return self.number == 0
+
+    @property
+    def id(self) -> str:
+        """`dataset/model/number`, unique within a job."""
+        return f"{self.study.name}/{self.number}"
+
+    @property
+    def directory(self) -> str:
+        """The trial's place below the job's storage."""
+        return f"{self.study.directory}/trial-{self.number:04d}"
+
+    @property
+    def best_values(self) -> tuple[float, ...] | None:
+        """The objectives of the best evaluation; None before the first."""
+        return None if self.best is None else objective_values(self.best.metrics, self.objectives)
+
+    @property
+    def best_score(self) -> float | None:
+        """The score of the best evaluation; None before the first."""
+        return None if self.best is None else self.score_of(self.best)
+
+    def score_of(self, report: Report) -> float:
+        """Rank an evaluation by one number: the mean of its objectives. Higher is better."""
+        return score(objective_values(report.metrics, self.objectives))
+
+    def record(self, report: Report) -> None:
+        """Take in one evaluation."""
+        self.last = report
+        if self.best_score is None or self.score_of(report) > self.best_score:
+            self.best = report
+
+
+def choose_winner(trials: list[Trial]) -> Trial | None:
+    """Choose the trial with the best evaluation; ties go to the earlier trial.
+
+    Pruned and stopped trials count with the evaluations they had; failed ones do not. None if no
+    trial qualifies.
+    """
+    scores = [
+        (trial.best_score, trial)
+        for trial in trials
+        if trial.best_score is not None and trial.state is not TrialState.FAILED
+    ]
+    return max(scores, key=lambda scored: scored[0])[1] if scores else None

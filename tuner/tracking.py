@@ -1,0 +1,277 @@
+"""MLflow, written: an experiment per job, a parent run per study, a child run per trial.
+
+One thread writes, in order, so that SQLite has one writer and a slow or absent server delays nothing
+but its own log. Names of metrics: `valid/*` at every evaluation's step, `best/*` of the best
+evaluation, `test/*` of winners and their baselines, `train/*`, `time/*` in seconds.
+"""
+
+import json
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mlflow.entities import Dataset as LoggedDataset
+from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from datasets import Dataset
+from tuner.checkpoints import kept_trials
+from tuner.errors import TrackingError
+from tuner.job import Job
+from tuner.messages import Report, Seconds
+from tuner.search import StudySearch
+from tuner.storage import join
+from tuner.study import Study, Trial, TrialState
+
+__all__ = ["STATUSES", "Tracker", "connect"]
+
+STATUSES = {
+    TrialState.COMPLETE: "FINISHED",
+    TrialState.PRUNED: "KILLED",
+    TrialState.STOPPED: "KILLED",
+    TrialState.FAILED: "FAILED",
+}
+
+RETRY_FIRST_S = 0.5
+RETRY_LONGEST_S = 30.0
+MAX_TAG_LENGTH = 5000
+DIGEST_LENGTH = 36  # MLflow keeps no longer digest of an input; the tag has all of it
+
+logger = logging.getLogger(__name__)
+
+
+def connect(uri: str) -> MlflowClient:
+    """Open a tracking store, creating a SQLite file where there is none.
+
+    Raises:
+        TrackingError: if it cannot be reached or used.
+    """
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    logging.getLogger("alembic").setLevel(logging.ERROR)
+    try:
+        client = MlflowClient(tracking_uri=uri)
+        client.search_experiments(max_results=1)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise TrackingError(
+            f"tracking.uri {uri}: cannot be used ({reason}); check the address and the credentials"
+        ) from error
+    return client
+
+
+class Tracker:
+    """Logs one job. Every method returns at once; `close` waits for what is not yet written.
+
+    Args:
+        client: of the tracking store.
+        experiment_id: of the job's experiment.
+        job: the job.
+        storage: URI below which the job's checkpoints lie.
+    """
+
+    def __init__(self, client: MlflowClient, experiment_id: str, job: Job, storage: str) -> None:
+        self._client = client
+        self._experiment_id = experiment_id
+        self._job = job
+        self._storage = storage
+        self._runs: dict[str, str] = {}
+        self._datasets: dict[str, Dataset] = {}
+        self._calls: queue.Queue[Callable[[], None] | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._write, name="tracking", daemon=True)
+        self._thread.start()
+        self.failure: str | None = None
+
+    def start_study(self, study: Study, dataset: Dataset, job_file: str) -> None:
+        """Open a study's parent run."""
+        self._datasets[study.name] = dataset
+
+        def call() -> None:
+            tags = {**self._tags(study), "pwiser.kind": "study"}
+            self._start(study.name, study.name, tags, dataset)
+            self._client.log_text(self._runs[study.name], job_file, "job.yaml")
+
+        self._calls.put(call)
+
+    def trial_started(self, trial: Trial) -> None:
+        """Open a trial's run, a child of its study's."""
+        study = trial.study
+        tags = {
+            **self._tags(study),
+            "pwiser.kind": "trial",
+            "pwiser.trial": str(trial.number),
+            "pwiser.baseline": str(trial.baseline).lower(),
+            "pwiser.configuration": trial.configuration.model_dump_json(),
+        }
+        params = [
+            Param(path.removeprefix("loss."), str(value)) for path, value in _params(trial).items()
+        ]
+
+        def call() -> None:
+            parent = {"mlflow.parentRunId": self._runs[study.name]}
+            self._start(trial.id, _run_name(trial), tags | parent, self._datasets[study.name])
+            self._client.log_batch(self._runs[trial.id], params=params)
+
+        self._calls.put(call)
+
+    def trial_evaluated(self, trial: Trial, report: Report) -> None:
+        """Log one evaluation at its step."""
+        metrics = {
+            **{f"valid/{name}": value for name, value in report.metrics.items()},
+            "valid/objective": trial.score_of(report),
+            **{f"train/{name}": value for name, value in report.train.items()},
+        }
+        self._log(trial.id, metrics, report.step)
+
+    def trial_ended(self, trial: Trial) -> None:
+        """Log a trial's best evaluation and its time, and close its run."""
+        if trial.best is not None and trial.last is not None:
+            metrics = {f"best/{name}": value for name, value in trial.best.metrics.items()}
+            metrics["best/objective"] = trial.best_score
+            metrics.update(_seconds(trial.last.seconds))
+            self._log(trial.id, metrics, trial.last.step)
+        tags = {"pwiser.state": str(trial.state)}
+        if trial.failure is not None:
+            tags["pwiser.failure"] = trial.failure[:MAX_TAG_LENGTH]
+        self._end(trial.id, STATUSES[trial.state], tags)
+
+    def study_ended(self, search: StudySearch) -> None:
+        """Log a study's time and its kept checkpoints, and close its parent run."""
+        seconds = search.seconds
+        metrics = _seconds(seconds)
+        metrics["time/overhead_share"] = seconds.overhead / seconds.lane if seconds.lane else None
+        self._log(search.study.name, metrics, 0)
+        for trial in kept_trials(search.trials, self._job.keep_checkpoints):
+            self._tag(trial.id, {"pwiser.checkpoint": join(self._storage, trial.directory)})
+        status = (
+            "KILLED" if any(t.state is TrialState.STOPPED for t in search.trials) else "FINISHED"
+        )
+        self._end(search.study.name, status, {})
+
+    def log_test(self, trial: Trial) -> None:
+        """Log the test metrics of a dataset's winner or of its baseline."""
+        metrics = {f"test/{name}": value for name, value in trial.test_metrics.items()}
+        self._log(trial.id, metrics, trial.last.step if trial.last is not None else 0)
+
+    def log_winner(self, winner: Trial, baseline: Trial) -> None:
+        """Mark a dataset's winner, and say which run is its baseline."""
+        self._tag(winner.id, {"pwiser.winner": "true"})
+        self._calls.put(
+            lambda: self._client.set_tag(
+                self._runs[winner.id], "pwiser.baseline_run", self._runs[baseline.id]
+            )
+        )
+
+    def describe(self, note: str) -> None:
+        """Set the experiment's description, Markdown."""
+        self._calls.put(
+            lambda: self._client.set_experiment_tag(
+                self._experiment_id, "mlflow.note.content", note
+            )
+        )
+
+    def close(self) -> None:
+        """Wait until everything is written.
+
+        Raises:
+            TrackingError: if the store refused for good.
+        """
+        self._calls.put(None)
+        self._thread.join()
+        if self.failure is not None:
+            raise TrackingError(self.failure)
+
+    def _tags(self, study: Study) -> dict[str, str]:
+        return {
+            "pwiser.job": self._job.name,
+            "pwiser.study": study.name,
+            "pwiser.dataset": study.dataset,
+            "pwiser.dataset_digest": self._datasets[study.name].digest,
+            "pwiser.model": study.model,
+        }
+
+    def _start(self, key: str, name: str, tags: dict[str, str], dataset: Dataset) -> None:
+        if key not in self._runs:  # a retry after a failure half-way makes no second run
+            run = self._client.create_run(self._experiment_id, run_name=name, tags=tags)
+            self._runs[key] = run.info.run_id
+        source = json.dumps({"uri": dataset.uri})
+        logged = LoggedDataset(
+            dataset.name,
+            dataset.digest[:DIGEST_LENGTH],
+            "pwiser",
+            source,
+            schema=None,
+            profile=None,
+        )
+        self._client.log_inputs(
+            self._runs[key], [DatasetInput(logged, [InputTag("mlflow.data.context", "training")])]
+        )
+
+    def _log(self, key: str, metrics: Mapping[str, float | None], step: int) -> None:
+        now = int(time.time() * 1000)
+        batch = [
+            Metric(name, value, now, step) for name, value in metrics.items() if value is not None
+        ]
+        self._calls.put(lambda: self._client.log_batch(self._runs[key], metrics=batch))
+
+    def _tag(self, key: str, tags: Mapping[str, str]) -> None:
+        run_tags = [RunTag(name, value) for name, value in tags.items()]
+        self._calls.put(lambda: self._client.log_batch(self._runs[key], tags=run_tags))
+
+    def _end(self, key: str, status: str, tags: Mapping[str, str]) -> None:
+        now = int(time.time() * 1000)
+        self._tag(key, tags)
+        self._calls.put(lambda: self._client.set_terminated(self._runs[key], status, end_time=now))
+
+    def _write(self) -> None:
+        while (call := self._calls.get()) is not None:
+            if self.failure is None:
+                self._write_one(call)
+
+    def _write_one(self, call: Callable[[], None]) -> None:
+        wait_s = RETRY_FIRST_S
+        while True:
+            try:
+                call()
+            except MlflowException as error:
+                if error.get_http_status_code() < 500:
+                    self.failure = f"tracking: the store refused a record ({error.message})"
+                    logger.error(self.failure)
+                    return
+                logger.warning("tracking store does not answer, trying again: %s", error.message)
+                time.sleep(wait_s)
+                wait_s = min(2 * wait_s, RETRY_LONGEST_S)
+            else:
+                return
+
+
+def _run_name(trial: Trial) -> str:
+    if trial.baseline:
+        return f"{trial.study.name} baseline"
+    values = (
+        f"{path.rpartition('.')[2]}={value:.4g}" if isinstance(value, float) else f"{path}={value}"
+        for path, value in trial.params.items()
+    )
+    return f"{trial.study.name} {' '.join(values)}"
+
+
+def _params(trial: Trial) -> dict[str, Any]:
+    loss = trial.configuration.loss
+    return {
+        **trial.params,
+        "loss.alpha": loss.alpha,
+        "loss.m1": loss.m1,
+        "loss.m2": loss.m2,
+    }
+
+
+def _seconds(seconds: Seconds) -> dict[str, float | None]:
+    return {
+        "time/setup_s": seconds.setup,
+        "time/training_s": seconds.training,
+        "time/evaluation_s": seconds.evaluation,
+        "time/overhead_s": seconds.overhead,
+    }

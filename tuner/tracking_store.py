@@ -1,0 +1,46 @@
+"""Where the tracking store is, for the commands that write it and for those that read it."""
+
+import os
+from pathlib import Path
+
+from tuner.errors import JobNotFoundError, TrackingError
+from tuner.storage import absolute_uri, local_path
+
+__all__ = ["DEFAULT_STORAGE", "default_uri", "existing_uri"]
+
+DEFAULT_STORAGE = "pwiser"
+DATABASE_FILE = "mlflow.db"
+
+
+def default_uri(storage: str) -> str:
+    """`MLFLOW_TRACKING_URI`, or else a SQLite file in the storage.
+
+    Raises:
+        TrackingError: if neither will do, because the storage is not on this machine.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if uri:
+        return uri
+    path = local_path(storage)
+    if path is None:
+        raise TrackingError(
+            f"tracking.uri: is needed where storage is {storage}; "
+            "name an MLflow server there or in MLFLOW_TRACKING_URI"
+        )
+    return f"sqlite:///{path / DATABASE_FILE}"
+
+
+def existing_uri(uri: str | None) -> str:
+    """The store that a reading command uses: `uri`, or the default one of this directory.
+
+    Raises:
+        JobNotFoundError: if it is a SQLite file that is not there.
+    """
+    found = uri or default_uri(absolute_uri(DEFAULT_STORAGE))
+    path = found.removeprefix("sqlite:///")
+    if path != found and not Path(path).is_file():
+        raise JobNotFoundError(
+            f"{path}: no tracking store; run pwiser tune here first, or name the store of the job "
+            "by --tracking or MLFLOW_TRACKING_URI"
+        )
+    return found

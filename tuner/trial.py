@@ -1,0 +1,49 @@
+"""Tune's side of a trial: a Trainable that hands its task to a lane and passes its reports on."""
+
+from typing import Any
+
+import ray
+from ray import tune
+
+from tuner.messages import Ended, TrialTask
+
+__all__ = ["ENDED", "REPORT", "TASK", "LaneTrial"]
+
+TASK = "task"
+"""Key of a Tune trial's configuration: its `TrialTask`."""
+
+REPORT = "report"
+"""Key of a Tune result: the `Report` of one evaluation."""
+
+ENDED = "ended"
+"""Key of a Tune result: the `Ended` of a trial that has no last report."""
+
+
+class LaneTrial(tune.Trainable):
+    """Holds no resources and trains nothing; one actor serves trial after trial."""
+
+    def setup(self, config: dict[str, Any], queue: ray.actor.ActorHandle) -> None:
+        """Submit the first trial's task."""
+        self._queue = queue
+        self._submit(config)
+
+    def _submit(self, config: dict[str, Any]) -> None:
+        self._task: TrialTask = config[TASK]
+        ray.get(self._queue.submit.remote(self._task))
+
+    def step(self) -> dict[str, Any]:
+        """Let the lane go on, and wait for its next evaluation."""
+        message = ray.get(self._queue.next_message.remote(self._task.id))
+        if isinstance(message, Ended):
+            return {ENDED: message, "done": True}
+        return {REPORT: message, "done": message.last}
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Stop the old trial, wherever it is, and submit the new one's task."""
+        self.cleanup()
+        self._submit(new_config)
+        return True
+
+    def cleanup(self) -> None:
+        """Stop the trial's task; it may have ended by itself."""
+        ray.get(self._queue.cancel.remote(self._task.id))

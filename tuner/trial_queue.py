@@ -1,0 +1,170 @@
+"""The queue between Tune's trials and the lanes, run as one Ray actor.
+
+A plain asyncio class, so that its rules can be tested without Ray. Tune's side submits a task and
+asks for one message after another; asking for the next one is the verdict "go on", cancelling is the
+verdict "stop". A lane takes a task, reports its evaluations, and waits after each for the verdict.
+A taken task is leased to its lane until the lane says that it is finished.
+"""
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
+
+from tuner.messages import Ended, Report, Task
+
+__all__ = ["CLOSED", "TrialQueue"]
+
+CLOSED = "closed"
+"""What `take` answers once no more tasks will come."""
+
+MAX_ATTEMPTS = 2
+"""Lanes that a task may take down before it has failed."""
+
+
+@dataclass
+class _Entry:
+    task: Task
+    messages: asyncio.Queue[Report | Ended] = field(default_factory=asyncio.Queue)
+    changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+    num_reported: int = 0
+    num_delivered: int = 0
+    num_approved: int = 0
+    num_attempts: int = 0
+    cancelled: bool = False
+    ended: bool = False
+
+
+class TrialQueue:
+    """Hands tasks to lanes and messages back."""
+
+    def __init__(self) -> None:
+        self._entries: dict[str, _Entry] = {}
+        self._waiting: deque[_Entry] = deque()
+        self._leases: dict[str, _Entry] = {}
+        self._changed = asyncio.Condition()
+        self._closed = False
+
+    # Tune's side
+
+    async def submit(self, task: Task) -> None:
+        """Put a task at the end of the queue."""
+        entry = self._entries[task.id] = _Entry(task)
+        self._waiting.append(entry)
+        await _notify(self._changed)
+
+    async def next_message(self, task_id: str) -> Report | Ended:
+        """Let the task go on after the last message, and wait for its next one."""
+        entry = self._entries[task_id]
+        entry.num_approved = entry.num_delivered
+        await _notify(entry.changed)
+        message = await entry.messages.get()
+        entry.num_delivered += 1
+        return message
+
+    async def cancel(self, task_id: str) -> None:
+        """Stop a task wherever it is, and forget it; harmless for one that has ended."""
+        entry = self._entries.pop(task_id, None)
+        if entry is not None:
+            await self._stop(entry)
+
+    async def cancel_all(self, reason: str) -> None:
+        """Stop every task, telling those who wait for a message."""
+        for entry in self._entries.values():
+            self._end(entry, Ended(kind="stopped", reason=reason))
+            await self._stop(entry)
+
+    async def close(self) -> None:
+        """Let the lanes go home once they have no task."""
+        self._closed = True
+        await _notify(self._changed)
+
+    async def lose_lane(self, lane: str) -> None:
+        """Give up a lane whose workers will not come back; another one gets its task."""
+        entry = self._leases.pop(lane, None)
+        if entry is not None:
+            self._waiting.appendleft(entry)
+            await _notify(self._changed)
+
+    # a lane's side
+
+    async def take(self, lane: str, *, restarted: bool, timeout_s: float) -> Task | str | None:
+        """Wait for a task; None when the time is up, `CLOSED` when no more will come.
+
+        A lane whose workers were restarted gets its leased task again.
+        """
+        if restarted:
+            await self.lose_lane(lane)
+        try:
+            async with asyncio.timeout(timeout_s), self._changed:
+                await self._changed.wait_for(lambda: self._waiting or self._closed)
+                while self._waiting:
+                    entry = self._waiting.popleft()
+                    if self._start(entry):
+                        self._leases[lane] = entry
+                        return entry.task
+        except TimeoutError:
+            return None
+        return CLOSED if self._closed else None
+
+    async def report(self, task_id: str, report: Report) -> bool:
+        """Pass an evaluation on and wait for the verdict: whether to go on.
+
+        An evaluation that was reported before (its lane was lost and began anew) is not repeated.
+        """
+        entry = self._entries.get(task_id)
+        if entry is None or entry.ended:
+            return False
+        if report.index > entry.num_reported:
+            entry.num_reported = report.index
+            entry.ended = report.last
+            entry.messages.put_nowait(report)
+        if report.last:
+            return False
+        async with entry.changed:
+            await entry.changed.wait_for(
+                lambda: entry.cancelled or entry.num_approved >= report.index
+            )
+        return not entry.cancelled
+
+    async def fail(self, task_id: str, reason: str) -> None:
+        """End a task with the reason of its failure."""
+        entry = self._entries.get(task_id)
+        if entry is not None:
+            self._end(entry, Ended(kind="failed", reason=reason))
+
+    async def wait_cancelled(self, task_id: str) -> None:
+        """Return when the task is to be stopped, or its lane has finished it."""
+        entry = self._entries.get(task_id)
+        if entry is not None:
+            async with entry.changed:
+                await entry.changed.wait_for(lambda: entry.cancelled)
+
+    async def finish(self, lane: str) -> None:
+        """Give back the lane's lease: it has done all that it will do for its task."""
+        entry = self._leases.pop(lane, None)
+        if entry is not None:
+            await self._stop(entry)
+
+    def _start(self, entry: _Entry) -> bool:
+        if entry.ended or entry.cancelled:
+            return False
+        entry.num_attempts += 1
+        if entry.num_attempts > MAX_ATTEMPTS:
+            reason = f"it took down its lane {MAX_ATTEMPTS} times"
+            self._end(entry, Ended(kind="failed", reason=reason))
+            return False
+        return True
+
+    def _end(self, entry: _Entry, message: Ended) -> None:
+        if not entry.ended:
+            entry.ended = True
+            entry.messages.put_nowait(message)
+
+    async def _stop(self, entry: _Entry) -> None:
+        entry.cancelled = True
+        await _notify(entry.changed)
+
+
+async def _notify(condition: asyncio.Condition) -> None:
+    async with condition:
+        condition.notify_all()

@@ -1,0 +1,83 @@
+"""The job's search as Ray Tune sees it: a searcher that proposes and a scheduler that prunes."""
+
+from collections.abc import Callable
+from typing import Any
+
+from ray.tune.execution.tune_controller import TuneController
+from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from tuner.job_search import JobSearch
+from tuner.messages import Ended, TrialTask
+from tuner.study import Trial
+from tuner.trial import ENDED, REPORT, TASK
+
+__all__ = ["JobScheduler", "JobSearcher"]
+
+
+class _Unsaved:
+    """Leaves nothing of itself in Tune's experiment state, from which no job is ever restored."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class JobSearcher(_Unsaved, Searcher):
+    """Turns the job's proposals into Tune trials.
+
+    Args:
+        search: of the job.
+        make_task: turns a trial into what a lane is given.
+    """
+
+    def __init__(self, search: JobSearch, make_task: Callable[[Trial], TrialTask]) -> None:
+        super().__init__()
+        self._search = search
+        self._make_task = make_task
+        self.trials: dict[str, Trial] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        """Propose a Tune trial's configuration, or say that there are no more."""
+        trial = self._search.next_trial()
+        if trial is None:
+            return Searcher.FINISHED
+        self.trials[trial_id] = trial
+        return {TASK: self._make_task(trial)}
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Pass on a trial's last message; without one its Tune actor died."""
+        trial = self.trials[trial_id]
+        message = (result or {}).get(REPORT) or (result or {}).get(ENDED)
+        if error or message is None:
+            message = Ended(kind="failed", reason="its Tune actor died")
+        self._search.ended(trial, message)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Save nothing: the job's own records are what a resumed job is built from."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Restore nothing; see `save`."""
+
+
+class JobScheduler(_Unsaved, FIFOScheduler):
+    """Stops the trials that the job's pruner gives up.
+
+    Args:
+        searcher: knows which Tune trial is which.
+        search: of the job.
+    """
+
+    def __init__(self, searcher: JobSearcher, search: JobSearch) -> None:
+        super().__init__()
+        self._searcher = searcher
+        self._search = search
+
+    def on_trial_result(
+        self, tune_controller: TuneController, trial: TuneTrial, result: dict[str, Any]
+    ) -> str:
+        """Decide after an evaluation whether the trial goes on."""
+        pruned = self._search.evaluated(self._searcher.trials[trial.trial_id], result[REPORT])
+        return str(TrialScheduler.STOP if pruned else TrialScheduler.CONTINUE)
