@@ -1,18 +1,24 @@
 """Prepared datasets of pwiser-tuner: schema, encoding, manifest, and the sources they come from.
 
-Imports neither torch nor ray: what is here runs wherever a table is to be read.
+Imports neither torch nor ray: what is here runs wherever a table is to be read. Names are loaded
+when they are first used, so that `pwiser --help` does not wait for pandas and pyarrow.
 """
 
-from datasets.dataset import Dataset, Impressions, SplitStatistics, open_dataset, statistics
-from datasets.encoder import Encoder
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from datasets.errors import DatasetError, OutputExistsError, PwiserError, SchemaError, TableError
-from datasets.labels import CONVERSION_POLICIES, ConversionPolicy
-from datasets.manifest import Manifest, SplitSummary
-from datasets.numerical import NumericalStatistics
-from datasets.schema import Schema
-from datasets.schema_file import read_schema
-from datasets.sources import PRESETS, prepare_aliexpress, prepare_table, synthesize
-from datasets.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from datasets.dataset import Dataset, Impressions, SplitStatistics, open_dataset, statistics
+    from datasets.encoder import Encoder
+    from datasets.labels import CONVERSION_POLICIES, ConversionPolicy
+    from datasets.manifest import Manifest, SplitSummary
+    from datasets.numerical import NumericalStatistics
+    from datasets.schema import Schema
+    from datasets.schema_file import read_schema
+    from datasets.sources import PRESETS, prepare_aliexpress, prepare_table, synthesize
+    from datasets.vocabulary import Vocabulary
 
 __all__ = [
     "CONVERSION_POLICIES",
@@ -39,3 +45,30 @@ __all__ = [
     "statistics",
     "synthesize",
 ]
+
+_MODULE_OF = {
+    "CONVERSION_POLICIES": "labels",
+    "PRESETS": "sources",
+    "ConversionPolicy": "labels",
+    "Dataset": "dataset",
+    "Encoder": "encoder",
+    "Impressions": "dataset",
+    "Manifest": "manifest",
+    "NumericalStatistics": "numerical",
+    "Schema": "schema",
+    "SplitStatistics": "dataset",
+    "SplitSummary": "manifest",
+    "Vocabulary": "vocabulary",
+    "open_dataset": "dataset",
+    "prepare_aliexpress": "sources",
+    "prepare_table": "sources",
+    "read_schema": "schema_file",
+    "statistics": "dataset",
+    "synthesize": "sources",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

@@ -1,4 +1,3 @@
-# ruff: noqa: N815  (arrays carry shape suffixes)
 """What text a categorical cell is, so that every way of reading a table gives the same category.
 
 A category is compared as text. CSV cells arrive as text, Parquet and pandas cells as text, numbers

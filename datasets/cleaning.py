@@ -1,4 +1,3 @@
-# ruff: noqa: N815  (arrays carry shape suffixes)
 """Raw batches to checked ones: categories, numbers and labels by the schema, each fault by its row.
 
 Shape suffixes: N rows, D numerical fields.

@@ -1,4 +1,3 @@
-# ruff: noqa: N815  (arrays carry shape suffixes)
 """A prepared dataset: opened by its manifest, loaded split by split.
 
 Shape suffixes: N impressions, F categorical fields, D numerical fields.

@@ -231,7 +231,7 @@ def prepare(
         write_vocabularies(encoder.vocabularies, directory)
         manifest = Manifest(
             source=source,
-            schema=schema,
+            table=schema,
             vocabulary_sizes=encoder.vocabulary_sizes,
             statistics=encoder.statistics,
             splits={name: output.summary() for name, output in outputs.items()},

@@ -80,7 +80,9 @@ class NumericalField(_Strict):
     @field_validator("fill")
     @classmethod
     def _check_fill(cls, fill: float | None) -> float | None:
-        if fill is not None and not (math.isfinite(fill) and abs(fill) <= np.finfo(np.float32).max):
+        if fill is not None and not (
+            math.isfinite(fill) and abs(fill) <= float(np.finfo(np.float32).max)
+        ):
             raise ValueError("must be a finite 32-bit number")
         return fill
 

@@ -108,22 +108,25 @@ class _CsvTable:
 
     def _text(self) -> io.TextIOWrapper:
         stream = self._location.filesystem.open_input_stream(self._location.path)
-        return io.TextIOWrapper(io.BufferedReader(stream), encoding="utf-8-sig", newline="")
+        # the decoder reads ahead: what it cannot decode may lie beyond the lines that are wanted
+        return io.TextIOWrapper(
+            io.BufferedReader(stream), encoding="utf-8-sig", errors="surrogateescape", newline=""
+        )
 
     def _read_header(self) -> list[str]:
         try:
             with self._text() as text:
                 header = next((row for row in csv.reader(text) if row), None)
-        except UnicodeDecodeError as error:
-            raise TableError(
-                f"{self.name}: the header is not UTF-8 text; convert the file to UTF-8"
-            ) from error
         except (csv.Error, OSError) as error:
             raise TableError(
                 f"{self.name}: not readable as CSV ({_one_line(error)}); give CSV or Parquet"
             ) from error
         if header is None:
             raise TableError(f"{self.name}: the file is empty; give a file with a header and rows")
+        if any("\udc80" <= letter <= "\udcff" for name in header for letter in name):
+            raise TableError(
+                f"{self.name}: the header is not UTF-8 text; convert the file to UTF-8"
+            )
         return header
 
     def batches(self) -> Iterator[RawBatch]:

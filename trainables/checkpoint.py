@@ -1,7 +1,7 @@
 """Checkpoints and exports: weights as safetensors, everything else as JSON.
 
-A checkpoint (in a job's storage) holds the weights and the trial's configuration. An export adds the
-encoder of the dataset, and is then all that is needed to predict from raw features elsewhere.
+A checkpoint (in a job's storage) holds the weights and the trial's configuration. An export adds
+the encoder of the dataset, and is then all that is needed to predict from raw features elsewhere.
 """
 
 import json

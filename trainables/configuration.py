@@ -1,4 +1,4 @@
-"""What one trial is: a model with its settings, the loss and the training, all checked at construction.
+"""What one trial is: a model with its settings, the loss, the training; checked at construction.
 
 A model's settings are the keyword-only arguments of its constructor, so a new architecture is one
 class and nothing else; the strict schema that checks a job file is derived from its signature.
@@ -79,7 +79,7 @@ def find_model(name: str) -> type[torch.nn.Module]:
         name: a key of `MODELS`, or `module:Class` for an architecture of the user's own.
 
     Raises:
-        ConfigurationError: if there is no such model, or it does not meet the model contract's form.
+        ConfigurationError: if there is no such model, or it has not the form of one.
     """
     if name in MODELS:
         return MODELS[name]
@@ -100,7 +100,7 @@ def find_model(name: str) -> type[torch.nn.Module]:
         raise ConfigurationError(f"models: {name!r} is no torch.nn.Module; name a class of one")
     if getattr(found, "num_heads", None) not in {1, 2}:
         raise ConfigurationError(
-            f"models: {name!r} has no class attribute num_heads; set it to the number of its logits, "
+            f"models: {name!r} has no class attribute num_heads; set it to the number of logits, "
             "2 (click, conversion) or 1 (click), see trainables/contract.py"
         )
     return found

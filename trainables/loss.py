@@ -47,7 +47,7 @@ class Losses(NamedTuple):
     pwiser: Tensor
 
 
-def objective_loss(
+def training_loss(
     logits_BT: Tensor,
     clicks_B: Tensor,
     conversions_B: Tensor,

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from datasets import Impressions, PwiserError
 from trainables.configuration import TrainingSettings, TrialConfiguration, build_model
-from trainables.loss import objective_loss
+from trainables.loss import training_loss
 from trainables.metrics import evaluate
 from trainables.models import Inputs
 from trainables.workers import Workers
@@ -244,7 +244,7 @@ class _Stepper:
             self.workers.device.type, self.dtype, enabled=self.dtype != torch.float32
         ):
             logits_BT = self.parallel(batch.ids_NF, batch.numericals_ND)
-        losses = objective_loss(
+        losses = training_loss(
             logits_BT,
             batch.clicks_N,
             batch.conversions_N,
@@ -253,7 +253,7 @@ class _Stepper:
             group=self.workers.group,
         )
         self.optimizer.zero_grad()
-        losses.total.backward()
+        losses.total.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.losses += torch.stack(losses).detach()
         self.num_losses += 1
@@ -275,7 +275,9 @@ class _Stepper:
 
 def _parallel(model: nn.Module, workers: Workers) -> nn.Module:
     devices = [workers.device] if workers.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=devices, process_group=workers.group)
+    return DistributedDataParallel(
+        model, device_ids=devices, process_group=workers.group, broadcast_buffers=False
+    )
 
 
 def _compute_dtype(settings: TrainingSettings, device: torch.device) -> torch.dtype:

@@ -51,7 +51,7 @@ class Workers:
         padded = share_BT.new_zeros(length, *share_BT.shape[1:])
         padded[: len(share_BT)] = share_BT
         gathered = padded.new_empty(self.size * length, *share_BT.shape[1:])
-        dist.all_gather_into_tensor(gathered, padded, group=self.group)
+        dist.all_gather_single(gathered, padded, group=self.group)
         return gathered[:num_rows]
 
     def synchronize(self) -> None:

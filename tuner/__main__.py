@@ -27,8 +27,8 @@ def _foreign_datasets() -> str | None:
         return None
     found = origin.parent if origin is not None else "missing"
     return (
-        f"the package 'datasets' on the path is not pwiser-tuner's ({found}); the Hugging Face library "
-        "of that name cannot share an environment with it: install pwiser-tuner into its own"
+        f"the package 'datasets' on the path is not pwiser-tuner's ({found}); the Hugging Face "
+        "library of that name cannot share an environment with it: install ours into its own"
     )
 
 

@@ -72,36 +72,41 @@ class _Lane:
             device=ray.train.torch.get_device(), group=dist.group.WORLD if several else None
         )
         self.loaded: _LoadedDataset | None = None
-        self.free_since = time.perf_counter()
+        self.free_since: float | None = None  # the wait for the first task is the job's start-up
 
     def serve(self) -> None:
-        restarted = True
+        self._ask(lambda: self.queue.lose_lane.remote(self.name))  # of workers before a restart
         while True:
-            task = self._decide(lambda: self._take(restarted=restarted))
-            restarted = False
+            task = self._decide(self._take)
             if task == CLOSED:
                 return
             if isinstance(task, str) or task is None:
                 continue
-            try:
-                if isinstance(task, TrialTask):
-                    self._train(task)
-                else:
-                    self._test(task)
-            except Exception as error:
-                self._fail(task, error)
-                if self.workers.size > 1:
-                    raise  # the other ranks may wait in a collective: the group must start anew
+            self._run(task)
             self._ask(lambda: self.queue.finish.remote(self.name))
 
-    def _take(self, *, restarted: bool) -> Task | str | None:
+    def _take(self) -> Task | str | None:
         answer: Task | str | None = ray.get(
-            self.queue.take.remote(self.name, restarted=restarted, timeout_s=TAKE_TIMEOUT_S)
+            self.queue.take.remote(self.name, timeout_s=TAKE_TIMEOUT_S)
         )
         return answer
 
+    def _run(self, task: Task) -> None:
+        try:
+            if isinstance(task, TrialTask):
+                self._train(task)
+            else:
+                self._test(task)
+        except Exception as error:
+            logger.exception("trial %s failed", task.id)
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            ray.get(self.queue.fail.remote(task.id, reason))
+            if self.workers.size > 1:
+                raise  # the other ranks may wait in a collective: the group must start anew
+
     def _train(self, task: TrialTask) -> None:
         started = time.perf_counter()
+        taken_since = started if self.free_since is None else self.free_since
         configuration = TrialConfiguration.model_validate(task.configuration)
         loaded = self._load(task.dataset)
         setup_s = time.perf_counter() - started
@@ -130,11 +135,10 @@ class _Lane:
                     setup=setup_s,
                     training=evaluation.training_s,
                     evaluation=evaluation.evaluation_s,
-                    lane=now - self.free_since,
+                    lane=now - taken_since,
                 ),
             )
-            if evaluation.last:
-                self.free_since = now
+            self.free_since = now
             if not self._report(task, report):
                 break
 
@@ -174,11 +178,6 @@ class _Lane:
 
     def _report(self, task: Task, report: Report) -> bool:
         return self._decide(lambda: bool(ray.get(self.queue.report.remote(task.id, report))))
-
-    def _fail(self, task: Task, error: Exception) -> None:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        logger.exception("trial %s failed", task.id)
-        ray.get(self.queue.fail.remote(task.id, reason))
 
     def _ask(self, call: Callable[[], ray.ObjectRef]) -> None:
         if self.workers.rank == 0:

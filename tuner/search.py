@@ -1,4 +1,6 @@
-"""The search of one study: an Optuna study that is asked for trials and told what became of them."""
+"""The search of one study: an Optuna study that proposes trials and hears what became of them."""
+
+from collections.abc import Callable
 
 import optuna
 from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
@@ -13,11 +15,11 @@ __all__ = ["StudySearch"]
 
 BASELINE_POINT = {"loss.alpha": 0.0}
 
-SAMPLERS: dict[str, type[BaseSampler]] = {
-    "tpe": TPESampler,
-    "random": RandomSampler,
-    "grid": RandomSampler,  # every point of a grid is enqueued, so that none is ever sampled
-    "gp": GPSampler,
+SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
+    "tpe": lambda seed: TPESampler(seed=seed),
+    "random": lambda seed: RandomSampler(seed=seed),
+    "grid": lambda seed: RandomSampler(seed=seed),  # of a grid every point is enqueued, none drawn
+    "gp": lambda seed: GPSampler(seed=seed),
 }
 
 
@@ -110,7 +112,7 @@ class StudySearch:
 
 
 def _sampler(settings: SearchSettings) -> BaseSampler:
-    return SAMPLERS[settings.sampler](seed=settings.seed)
+    return SAMPLERS[settings.sampler](settings.seed)
 
 
 def _pruner(settings: SearchSettings) -> BasePruner:

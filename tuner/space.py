@@ -95,7 +95,7 @@ class SearchSpace:
         return all(
             params[path] in self._values[path]
             if path in self._values
-            else dimension.low <= params[path] <= dimension.high  # type: ignore[operator]
+            else dimension.low <= params[path] <= dimension.high
             for path, dimension in self.dimensions.items()
         )
 

@@ -1,75 +1,84 @@
 """Results as tables: for the terminal, and as Markdown for the MLflow UI."""
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from tuner.results import JobResult, Metrics
+from tuner.results import DatasetResult, JobResult, Metrics
 from tuner.search import StudySearch
 
-__all__ = ["results_markdown", "results_table", "time_table"]
+__all__ = ["results_markdown", "results_tables", "time_table"]
 
 COLUMNS = ("ctr_auc", "ctcvr_auc", "cvr_auc", "ctr_logloss", "ctcvr_logloss")
 HEADINGS = ("CTR AUC", "CTCVR AUC", "CVR AUC", "CTR logloss", "CTCVR logloss")
 
 
-def _rows(results: JobResult) -> list[tuple[str, str, str, str, Metrics]]:
-    rows = []
-    for name, result in results.datasets.items():
-        loss = result.config["loss"]
-        point = f"alpha {loss['alpha']:.4g}, m1 {loss['m1']:.3g}, m2 {loss['m2']:.3g}"
-        for split in ("valid", "test"):
-            rows.append(
-                (name, result.model, split, "baseline, BCE", result.baseline.metrics[split])
-            )
-            rows.append((name, result.model, split, f"winner, {point}", result.metrics[split]))
-    return rows
+def _rows(result: DatasetResult) -> list[tuple[str, str, Metrics]]:
+    return [
+        (split, trial, metrics[split])
+        for split in ("valid", "test")
+        for trial, metrics in (("baseline", result.baseline.metrics), ("winner", result.metrics))
+    ]
+
+
+def _title(name: str, result: DatasetResult) -> str:
+    loss = result.config["loss"]
+    point = f"alpha {loss['alpha']:.4g}, m1 {loss['m1']:.3g}, m2 {loss['m2']:.3g}"
+    return f"{name}: {result.model}, baseline (BCE) against winner ({point})"
 
 
 def _cell(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
-def results_table(results: JobResult) -> Table:
-    """Lay out baseline against winner, per dataset and split."""
-    table = Table(title=f"{results.job}: baseline against winner", title_justify="left")
-    for heading in ("dataset", "model", "split", "trial"):
-        table.add_column(heading)
-    for heading in HEADINGS:
-        table.add_column(heading, justify="right")
-    for dataset, model, split, trial, metrics in _rows(results):
-        style = "bold" if trial.startswith("winner") else ""
-        cells = [_cell(metrics[column]) for column in COLUMNS]
-        table.add_row(dataset, model, split, trial, *cells, style=style)
-    return table
+def results_tables(results: JobResult) -> list[Table]:
+    """Lay out baseline against winner, a table per dataset."""
+    tables = []
+    for name, result in results.datasets.items():
+        table = Table(title=_title(name, result), title_justify="left", box=SIMPLE_HEAD)
+        for heading in ("split", "trial"):
+            table.add_column(heading)
+        for heading in HEADINGS:
+            table.add_column(heading, justify="right")
+        for split, trial, metrics in _rows(result):
+            style = "bold" if trial == "winner" else ""
+            table.add_row(
+                split, trial, *(_cell(metrics[column]) for column in COLUMNS), style=style
+            )
+        tables.append(table)
+    return tables
 
 
 def results_markdown(results: JobResult) -> str:
-    """Write the same table as Markdown."""
-    lines = [
-        "| dataset | model | split | trial | " + " | ".join(HEADINGS) + " |",
-        "|---" * 4 + "|---:" * len(HEADINGS) + "|",
-    ]
-    for dataset, model, split, trial, metrics in _rows(results):
-        cells = " | ".join(_cell(metrics[column]) for column in COLUMNS)
-        lines.append(f"| {dataset} | {model} | {split} | {trial} | {cells} |")
+    """Write the same tables as Markdown."""
+    lines = []
+    for name, result in results.datasets.items():
+        lines += [
+            f"**{_title(name, result)}**",
+            "",
+            "| split | trial | " + " | ".join(HEADINGS) + " |",
+            "|---" * 2 + "|---:" * len(HEADINGS) + "|",
+        ]
+        for split, trial, metrics in _rows(result):
+            cells = " | ".join(_cell(metrics[column]) for column in COLUMNS)
+            lines.append(f"| {split} | {trial} | {cells} |")
+        lines.append("")
     return "\n".join(lines)
 
 
 def time_table(searches: list[StudySearch]) -> Table:
-    """Lay out where each study's lane time went."""
-    table = Table(title="lane time", title_justify="left")
+    """Lay out where the lanes' time went, study by study; overhead is what was nothing else."""
+    table = Table(title="lane time in seconds", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("study")
-    headings = ("trials", "set-up s", "training s", "evaluation s", "overhead s", "overhead")
-    for heading in (*headings, "overhead s/trial"):
+    for heading in ("trials", "set-up", "training", "evaluation", "overhead", "share", "per trial"):
         table.add_column(heading, justify="right")
     for search in searches:
         seconds = search.seconds
         parts = (seconds.setup, seconds.training, seconds.evaluation, seconds.overhead)
-        num_trials = max(len(search.trials), 1)
         table.add_row(
             search.study.name,
             str(len(search.trials)),
             *(f"{part:.1f}" for part in parts),
             f"{seconds.overhead / seconds.lane:.0%}" if seconds.lane else "-",
-            f"{seconds.overhead / num_trials:.2f}",
+            f"{seconds.overhead / max(len(search.trials), 1):.2f}",
         )
     return table

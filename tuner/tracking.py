@@ -1,8 +1,8 @@
 """MLflow, written: an experiment per job, a parent run per study, a child run per trial.
 
-One thread writes, in order, so that SQLite has one writer and a slow or absent server delays nothing
-but its own log. Names of metrics: `valid/*` at every evaluation's step, `best/*` of the best
-evaluation, `test/*` of winners and their baselines, `train/*`, `time/*` in seconds.
+One thread writes, in order, so that SQLite has one writer and a slow or absent server delays
+nothing but its own log. Names of metrics: `valid/*` at every evaluation's step, `best/*` of the
+best evaluation, `test/*` of winners and their baselines, `train/*`, `time/*` in seconds.
 """
 
 import json
@@ -80,7 +80,7 @@ class Tracker:
         self._storage = storage
         self._runs: dict[str, str] = {}
         self._datasets: dict[str, Dataset] = {}
-        self._calls: queue.Queue[Callable[[], None] | None] = queue.Queue()
+        self._calls: queue.Queue[Callable[[], object] | None] = queue.Queue()
         self._thread = threading.Thread(target=self._write, name="tracking", daemon=True)
         self._thread.start()
         self.failure: str | None = None
@@ -231,13 +231,13 @@ class Tracker:
             if self.failure is None:
                 self._write_one(call)
 
-    def _write_one(self, call: Callable[[], None]) -> None:
+    def _write_one(self, call: Callable[[], object]) -> None:
         wait_s = RETRY_FIRST_S
         while True:
             try:
                 call()
             except MlflowException as error:
-                if error.get_http_status_code() < 500:
+                if int(error.get_http_status_code()) < 500:  # type: ignore[no-untyped-call]
                     self.failure = f"tracking: the store refused a record ({error.message})"
                     logger.error(self.failure)
                     return

@@ -1,9 +1,9 @@
 """The queue between Tune's trials and the lanes, run as one Ray actor.
 
 A plain asyncio class, so that its rules can be tested without Ray. Tune's side submits a task and
-asks for one message after another; asking for the next one is the verdict "go on", cancelling is the
-verdict "stop". A lane takes a task, reports its evaluations, and waits after each for the verdict.
-A taken task is leased to its lane until the lane says that it is finished.
+asks for one message after another; asking for the next one is the verdict "go on", cancelling is
+the verdict "stop". A lane takes a task, reports its evaluations, and waits after each for the
+verdict. A taken task is leased to its lane until the lane says that it is finished.
 """
 
 import asyncio
@@ -79,7 +79,7 @@ class TrialQueue:
         await _notify(self._changed)
 
     async def lose_lane(self, lane: str) -> None:
-        """Give up a lane whose workers will not come back; another one gets its task."""
+        """Take the lane's task back, since its workers are gone; the next free lane gets it."""
         entry = self._leases.pop(lane, None)
         if entry is not None:
             self._waiting.appendleft(entry)
@@ -87,13 +87,8 @@ class TrialQueue:
 
     # a lane's side
 
-    async def take(self, lane: str, *, restarted: bool, timeout_s: float) -> Task | str | None:
-        """Wait for a task; None when the time is up, `CLOSED` when no more will come.
-
-        A lane whose workers were restarted gets its leased task again.
-        """
-        if restarted:
-            await self.lose_lane(lane)
+    async def take(self, lane: str, *, timeout_s: float) -> Task | str | None:
+        """Wait for a task; None when the time is up, `CLOSED` when no more will come."""
         try:
             async with asyncio.timeout(timeout_s), self._changed:
                 await self._changed.wait_for(lambda: self._waiting or self._closed)

@@ -41,7 +41,7 @@ class JobSearcher(_Unsaved, Searcher):
         """Propose a Tune trial's configuration, or say that there are no more."""
         trial = self._search.next_trial()
         if trial is None:
-            return Searcher.FINISHED
+            return str(Searcher.FINISHED)
         self.trials[trial_id] = trial
         return {TASK: self._make_task(trial)}
 

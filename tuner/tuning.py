@@ -27,7 +27,7 @@ from tuner.results import JobResult, read_results
 from tuner.search import StudySearch
 from tuner.storage import absolute_uri, delete, join, local_path
 from tuner.study import Study, Trial, TrialState, choose_winner
-from tuner.tables import results_markdown, results_table, time_table
+from tuner.tables import results_markdown, results_tables, time_table
 from tuner.tracking import Tracker, connect
 from tuner.tracking_store import default_uri
 from tuner.trial import LaneTrial
@@ -49,7 +49,7 @@ def check_datasets(job: Job) -> dict[str, Dataset]:
 
     Raises:
         DatasetError: if one is missing or damaged.
-        JobFileError: if one has no test or valid split, or an objective cannot be computed on valid.
+        JobFileError: if one lacks a split, or an objective cannot be computed on valid.
     """
     datasets = {}
     for uri in job.datasets:
@@ -68,8 +68,8 @@ def check_datasets(job: Job) -> dict[str, Dataset]:
         for objective in job.search.objectives:
             if objective not in computable:
                 raise JobFileError(
-                    f"search.objective: {objective} cannot be computed on the valid split of {uri}: "
-                    f"{valid.impressions} impressions, {valid.clicks} clicks, "
+                    f"search.objective: {objective} cannot be computed on the valid split of "
+                    f"{uri}: {valid.impressions} impressions, {valid.clicks} clicks, "
                     f"{valid.conversions} conversions; choose from "
                     f"{', '.join(computable) or 'none'}, or prepare it with a larger valid split"
                 )
@@ -110,8 +110,8 @@ def run_job(
             for model in job.models
         ]
         tracker = Tracker(client, experiment_id, job, root)
-        for search in searches:
-            tracker.start_study(search.study, datasets[search.study.dataset], job_file)
+        for study in (found.study for found in searches):
+            tracker.start_study(study, datasets[study.dataset], job_file)
         for name, dataset in datasets.items():
             dataset.encoder().save(join(root, name, ENCODER_DIRECTORY))
         progress = Progress(console, searches, lanes.num_lanes)
@@ -142,7 +142,7 @@ def run_job(
             delete(join(root, "ray"))
     results = read_results(client, job.name)
     client.set_experiment_tag(experiment_id, "mlflow.note.content", results_markdown(results))
-    console.print(results_table(results))
+    console.print(*results_tables(results))
     console.print(time_table(searches))
     return results
 

@@ -1,4 +1,3 @@
-# ruff: noqa: N815  (arrays carry shape suffixes)
 """A generator of the impression -> click -> conversion funnel, with known true probabilities.
 
 A session (``search_id``) is one user who is shown 10 to 40 items. Users and items have latent

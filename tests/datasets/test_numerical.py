@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from datasets.numerical import NotANumberError, Normalizer, RunningStatistics, numbers_of
+from datasets.numerical import Normalizer, NotANumberError, RunningStatistics, numbers_of
 from datasets.schema import Normalization, NumericalField
 
 

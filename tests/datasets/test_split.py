@@ -41,8 +41,8 @@ def test_hash_is_the_same_on_every_machine_and_release() -> None:
     assert rows_N.tolist() == PINNED_ROWS
 
 
-PINNED_TEXTS = [0, 0, 0]
-PINNED_ROWS = [0, 0]
+PINNED_TEXTS = [18398703975611568807, 2932718823533156554, 11404554778932458331]
+PINNED_ROWS = [14439075081390685311, 7043303405353870116]
 
 
 def test_shares_are_near_the_fractions_and_a_seed_carves_other_groups() -> None:

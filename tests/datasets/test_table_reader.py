@@ -32,9 +32,7 @@ def test_compressed_csv_is_read(tmp_path: Path) -> None:
     assert read(path) == [(1, [{"a": "1", "b": "2"}])]
 
 
-def test_row_numbers_go_on_over_batches(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_row_numbers_go_on_over_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(table_reader, "_BLOCK_BYTES", 64)
     monkeypatch.setattr(table_reader, "_BATCH_ROWS", 7)
     frame = pd.DataFrame({"n": range(1, 101)})

@@ -11,7 +11,7 @@ from torch import Tensor, distributed
 from torch.distributed import ProcessGroup
 from torch.nn.parallel import DistributedDataParallel
 
-from trainables.loss import objective_loss, pwiser
+from trainables.loss import pwiser, training_loss
 from trainables.models import MODELS, Inputs
 
 NUM_ROWS = 64
@@ -54,7 +54,7 @@ def train_models(rank: int, world_size: int, group: ProcessGroup | None) -> dict
             ids, numericals, clicks, conversions = (
                 local_rows(part, rank, world_size) for part in batch
             )
-            losses = objective_loss(
+            losses = training_loss(
                 parallel(ids, numericals), clicks, conversions, 0.7, 0.3, 0.1, group=group
             )
             optimizer.zero_grad()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from trainables.loss import Gate, binary_cross_entropy, objective_loss, pwiser
+from trainables.loss import Gate, binary_cross_entropy, pwiser, training_loss
 
 GATES = get_args(Gate)
 IN_U, IN_C, IN_V = 0, 1, 2
@@ -241,10 +241,10 @@ def test_binary_cross_entropy_is_the_mean_over_heads() -> None:
 
 
 @pytest.mark.parametrize("num_heads", [1, 2])
-def test_objective_loss_adds_its_parts(num_heads: int) -> None:
+def test_training_loss_adds_its_parts(num_heads: int) -> None:
     logits_BT = torch.randn(60, num_heads, requires_grad=True)
     clicks_B, conversions_B = labels(torch.arange(60) % 3)
-    losses = objective_loss(logits_BT, clicks_B, conversions_B, torch.tensor(0.3), 0.3, 0.1)
+    losses = training_loss(logits_BT, clicks_B, conversions_B, torch.tensor(0.3), 0.3, 0.1)
     bce = binary_cross_entropy(logits_BT, clicks_B, conversions_B)
     ranking = pwiser(logits_BT[:, 0].sigmoid(), clicks_B, conversions_B, 0.3, 0.1)
     torch.testing.assert_close(losses.total, bce + 0.3 * ranking)
@@ -259,7 +259,7 @@ def test_objective_loss_adds_its_parts(num_heads: int) -> None:
 def test_baseline_has_the_gradient_of_plain_bce() -> None:
     logits_BT = torch.randn(60, 2, requires_grad=True)
     clicks_B, conversions_B = labels(torch.arange(60) % 3)
-    total = objective_loss(logits_BT, clicks_B, conversions_B, 0.0, 0.3, 0.1).total
+    total = training_loss(logits_BT, clicks_B, conversions_B, 0.0, 0.3, 0.1).total
     (actual,) = torch.autograd.grad(total, logits_BT)
     bce = binary_cross_entropy(logits_BT, clicks_B, conversions_B)
     assert torch.equal(actual, torch.autograd.grad(bce, logits_BT)[0])

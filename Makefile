@@ -1,0 +1,21 @@
+# Needs Python 3.11 to 3.13 and make, nothing else. PYTHON=python3.12 make demo picks another Python.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test
+
+.venv/installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --requirement requirements.lock
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: .venv/installed
+	test -d data/demo || $(BIN)/pwiser data synth --out data/demo --preset demo --impressions 200000 --seed 0 --accidental-clicks 0.3
+	$(BIN)/pwiser tune examples/demo.yaml --fresh
+
+test: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest
