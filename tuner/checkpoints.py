@@ -49,11 +49,12 @@ class CheckpointKeeper:
             stored.append(trial)
 
     def trial_ended(self, trial: Trial) -> None:
-        """Remove what has lost against the study's winner so far."""
+        """Remove what has lost for good: a trial that still runs may fail yet, and wins nothing."""
         stored = self._stored.get(trial.study.name, [])
-        kept = kept_trials(stored, self._keep)
-        for other in list(stored):
-            if other.state.ended and other not in kept:
+        ended = [other for other in stored if other.state.ended]
+        kept = kept_trials(ended, self._keep)
+        for other in ended:
+            if other not in kept:
                 delete(join(self._storage, other.directory))
                 stored.remove(other)
 

@@ -28,6 +28,8 @@ def connected(*, verbose: bool = False) -> Iterator[None]:
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    # a lane is four processes: at Ray's own limit of one start per core it warns of "too many"
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(2 * (os.cpu_count() or 1)))
     import ray
 
     level = logging.INFO if verbose else logging.ERROR

@@ -3,8 +3,8 @@
 import shutil
 from pathlib import Path
 
-from datasets import OutputExistsError
-from tuner.errors import JobNotFoundError
+from datasets.filesystem import locate, staged_directory
+from tuner.errors import JobNotFoundError, StorageError
 from tuner.results import JobResult
 from tuner.storage import download, join
 
@@ -20,22 +20,20 @@ def export_winner(results: JobResult, dataset: str, out: Path) -> None:
     Raises:
         OutputExistsError: if the directory is there already.
         JobNotFoundError: if the job has no such dataset.
-        StorageError: if the checkpoint is gone.
+        StorageError: if the checkpoint is gone, or the directory cannot be written.
     """
     if dataset not in results.datasets:
         raise JobNotFoundError(
             f"--dataset {dataset}: job {results.job!r} has {', '.join(results.datasets)}"
         )
-    if out.exists():
-        raise OutputExistsError(f"--out {out}: is there already; name a new directory")
     checkpoint = results.datasets[dataset].checkpoint
     encoder = join(checkpoint.rsplit("/", 2)[0], ENCODER_DIRECTORY)
-    partial = out.parent / f".{out.name}.partial"
-    partial.mkdir(parents=True)
     try:
-        for uri in (checkpoint, encoder):
-            with download(uri) as directory:
-                shutil.copytree(directory, partial, dirs_exist_ok=True)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        with staged_directory(locate(out), shown=str(out)) as stage:
+            for uri in (checkpoint, encoder):
+                with download(uri) as directory:
+                    shutil.copytree(directory, stage.path, dirs_exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"--out {out}: cannot be written ({error.strerror or error}); name another directory"
+        ) from error

@@ -1,5 +1,6 @@
 """The job file: strict, with a default for everything but `name` and `datasets`."""
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -7,6 +8,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from datasets import PwiserError
+from datasets.schema_file import UniqueKeyLoader
 from trainables.configuration import (
     LossSettings,
     Settings,
@@ -16,7 +18,7 @@ from trainables.configuration import (
     settings_of,
 )
 from tuner.errors import JobFileError
-from tuner.objective import Objective
+from tuner.objective import OBJECTIVES, Objective
 from tuner.space import Dimension, SearchSpace, has_field
 
 __all__ = [
@@ -53,6 +55,15 @@ class SearchSettings(Settings):
     )
     seed: int = Field(0, ge=0, description="of the sampler")
 
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _check_known(cls, objective: object) -> object:
+        names = objective if isinstance(objective, list | tuple) else [objective]
+        for name in names:
+            if not isinstance(name, str) or name not in OBJECTIVES:
+                raise ValueError(f"must be one of {', '.join(OBJECTIVES)}, or a list, got {name!r}")
+        return objective
+
     @property
     def objectives(self) -> tuple[Objective, ...]:
         """The objectives as a list, whatever the job file wrote."""
@@ -61,7 +72,10 @@ class SearchSettings(Settings):
     @model_validator(mode="after")
     def _check_objectives(self) -> "SearchSettings":
         if len(self.objectives) != len(set(self.objectives)) or not self.objectives:
-            raise ValueError(f"objective must name each metric once, got {list(self.objectives)}")
+            raise ValueError(
+                f"objective must name at least one metric, and each once, "
+                f"got {list(self.objectives)}"
+            )
         if len(self.objectives) > 1 and self.pruner != "none":
             raise ValueError(
                 f"pruner {self.pruner} compares one objective; set pruner: none for a Pareto study"
@@ -120,11 +134,22 @@ class Job(Settings):
         "winners", description="winners keeps each study's winner and baseline"
     )
 
+    @field_validator("name", mode="before")
+    @classmethod
+    def _check_name(cls, name: object) -> object:
+        if isinstance(name, str) and re.match(NAME_PATTERN, name) is None:
+            raise ValueError(
+                f"must be letters, digits, '.', '_' or '-', a letter or digit first, got {name!r}"
+            )
+        return name
+
     @field_validator("datasets", "models")
     @classmethod
     def _check_unique(cls, values: tuple[str, ...]) -> tuple[str, ...]:
         names = [value.rstrip("/").rpartition("/")[2] for value in values]
-        for name in names:
+        for name, value in zip(names, values, strict=True):
+            if not name:
+                raise ValueError(f"{value!r} names nothing; leave it out")
             if names.count(name) > 1:
                 raise ValueError(f"{name!r} is named twice; names must differ")
         return values
@@ -165,7 +190,7 @@ class Job(Settings):
                 if name not in known:
                     raise ValueError(
                         f"model.{name}: unknown key; "
-                        f"{', '.join(self.models)} know {', '.join(known)}"
+                        f"those of {', '.join(self.models)} are {', '.join(known)}"
                     )
             for path in self.search.space:
                 if not any(has_field(base, path) for base in configurations):
@@ -193,7 +218,7 @@ def read_job(path: Path) -> Job:
         JobFileError: naming the file, the field, its value and the fix.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=UniqueKeyLoader)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise JobFileError(f"{path}: cannot be read ({reason}); name a job file") from error
@@ -201,18 +226,10 @@ def read_job(path: Path) -> Job:
         mark = getattr(error, "problem_mark", None)
         place = f" line {mark.line + 1}, column {mark.column + 1}:" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise JobFileError(f"{path}:{place} not YAML ({problem}); mend it") from error
+        raise JobFileError(f"{path}:{place} not YAML ({problem}); mend that line") from error
     if not isinstance(content, dict):
         raise JobFileError(f"{path}: not a job file; it needs at least name and datasets")
     try:
         return Job.model_validate(content)
     except ValidationError as error:
-        raise JobFileError(f"{path}: {describe_job_faults(error)}") from error
-
-
-def describe_job_faults(error: ValidationError) -> str:
-    """Put a job's validation error on one line, without repeating the whole job as its value."""
-    faults = [fault for fault in error.errors() if fault["loc"] == ()]
-    if faults:
-        return "; ".join(fault["msg"].removeprefix("Value error, ") for fault in faults)
-    return describe_faults(error, Job)
+        raise JobFileError(f"{path}: {describe_faults(error, Job)}") from error

@@ -51,7 +51,7 @@ class StudySearch:
         self._points = [self.space.fixed_point(point) for point in (BASELINE_POINT, PAPER_POINT)]
         self.num_trials = self.settings.trials
         if self.settings.sampler == "grid":
-            self._points += [point for point in self.space.grid() if point != self._points[1]]
+            self._points += [point for point in self.space.grid() if point not in self._points]
             self.num_trials = min(self.num_trials, len(self._points))
 
     @property

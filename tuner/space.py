@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,15 +38,25 @@ class Dimension(Settings):
     points: int | None = Field(None, ge=2, description="values of a range under the grid sampler")
     values: tuple[Any, ...] | None = Field(None, min_length=1, description="the values to try")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _check_mapping(cls, content: object) -> object:
+        if not isinstance(content, dict | Dimension):
+            raise ValueError(
+                f"must be {{low: ..., high: ...}} or {{values: [...]}}, got {content!r}"
+            )
+        return content
+
     @model_validator(mode="after")
     def _check_form(self) -> "Dimension":
+        given = sorted(self.model_fields_set)
         if self.values is not None:
-            if self.low is not None or self.high is not None or self.log or self.points:
-                raise ValueError("give either values, or low and high, not both")
+            if len(given) > 1:
+                raise ValueError(f"give values alone, or low and high, got {', '.join(given)}")
             return self
         if self.low is None or self.high is None:
-            raise ValueError("give low and high, or values")
-        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+            raise ValueError(f"give low and high, or values, got {', '.join(given) or 'nothing'}")
+        if self.low >= self.high:
             raise ValueError(f"low {self.low:g} must be below high {self.high:g}")
         if self.log and self.low <= 0:
             raise ValueError(f"low {self.low:g} must be above 0 where log is true")
@@ -127,14 +136,13 @@ class SearchSpace:
             found = [low + (high - low) * share for share in shares]
         if isinstance(distribution, IntDistribution):
             return sorted({round(value) for value in found})
-        return [min(max(value, low), high) for value in found]
+        return [min(max(_without_rounding(value), low), high) for value in found]
 
     def _distribution(self, path: str, dimension: Dimension) -> BaseDistribution:
         current = _field_value(self.base, path)
         if dimension.values is not None:
-            choices = {_choice(value): value for value in dimension.values}
-            for value in choices.values():
-                self._check(path, value)
+            checked = [self._check(path, value) for value in dimension.values]
+            choices = {_choice(value): value for value in checked}
             self._values[path] = choices
             return CategoricalDistribution(list(choices))
         low, high = dimension.low, dimension.high
@@ -149,17 +157,19 @@ class SearchSpace:
             return FloatDistribution(low, high, log=dimension.log)
         if not (low.is_integer() and high.is_integer()):
             raise ConfigurationError(
-                f"search.space.{path}: is a whole number, got low {low:g} and high {high:g}"
+                f"search.space.{path}: takes whole numbers, got low {low:g} and high {high:g}"
             )
         self._check(path, int(low))
         self._check(path, int(high))
         return IntDistribution(int(low), int(high), log=dimension.log)
 
-    def _check(self, path: str, value: Any) -> None:  # noqa: ANN401 - any field of any model
+    def _check(self, path: str, value: Any) -> Any:  # noqa: ANN401 - any field of any model
+        """Give the value as its field holds it."""
         try:
-            self.base.replace({path: value})
+            return _field_value(self.base.replace({path: value}), path)
         except ConfigurationError as error:
-            raise ConfigurationError(f"search.space.{path}: {error}") from error
+            reason = str(error).removeprefix(f"{path}: ")
+            raise ConfigurationError(f"search.space.{path}: {reason}") from error
 
 
 def has_field(configuration: TrialConfiguration, path: str) -> bool:
@@ -179,6 +189,11 @@ def _section(configuration: TrialConfiguration, section: str) -> dict[str, Any]:
     if section in {"training", "loss"}:
         return dict(getattr(configuration, section))
     return {}
+
+
+def _without_rounding(value: float) -> float:
+    """Say 0.3 for 0.1 + 0.2, so that a grid meets the points that a user writes."""
+    return float(f"{value:.12g}")
 
 
 def _choice(value: Any) -> Any:  # noqa: ANN401

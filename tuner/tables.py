@@ -34,11 +34,13 @@ def results_tables(results: JobResult) -> list[Table]:
     """Lay out baseline against winner, a table per dataset."""
     tables = []
     for name, result in results.datasets.items():
-        table = Table(title=_title(name, result), title_justify="left", box=SIMPLE_HEAD)
+        table = Table(
+            title=_title(name, result), title_justify="left", box=SIMPLE_HEAD, pad_edge=False
+        )
         for heading in ("split", "trial"):
             table.add_column(heading)
         for heading in HEADINGS:
-            table.add_column(heading, justify="right")
+            table.add_column(heading, justify="right", no_wrap=True)
         for split, trial, metrics in _rows(result):
             style = "bold" if trial == "winner" else ""
             table.add_row(
@@ -67,18 +69,21 @@ def results_markdown(results: JobResult) -> str:
 
 def time_table(searches: list[StudySearch]) -> Table:
     """Lay out where the lanes' time went, study by study; overhead is what was nothing else."""
-    table = Table(title="lane time in seconds", title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("study")
-    for heading in ("trials", "set-up", "training", "evaluation", "overhead", "share", "per trial"):
-        table.add_column(heading, justify="right")
+    table = Table(
+        title="lane time in seconds", title_justify="left", box=SIMPLE_HEAD, pad_edge=False
+    )
+    table.add_column("study", overflow="fold")
+    for heading in ("trials", "set-up", "training", "evaluation", "overhead", "a trial"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for search in searches:
         seconds = search.seconds
-        parts = (seconds.setup, seconds.training, seconds.evaluation, seconds.overhead)
+        parts = (seconds.setup, seconds.training, seconds.evaluation)
+        share = seconds.overhead / seconds.lane if seconds.lane else 0.0
         table.add_row(
             search.study.name,
             str(len(search.trials)),
             *(f"{part:.1f}" for part in parts),
-            f"{seconds.overhead / seconds.lane:.0%}" if seconds.lane else "-",
+            f"{seconds.overhead:.1f} ({share:.0%})",
             f"{seconds.overhead / max(len(search.trials), 1):.2f}",
         )
     return table

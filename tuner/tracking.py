@@ -7,6 +7,7 @@ best evaluation, `test/*` of winners and their baselines, `train/*`, `time/*` in
 
 import json
 import logging
+import os
 import queue
 import threading
 import time
@@ -36,6 +37,7 @@ STATUSES = {
     TrialState.FAILED: "FAILED",
 }
 
+MLFLOW_RETRIES = "2"  # MLflow's own 7 keep a user waiting for minutes; a tracker tries for ever
 RETRY_FIRST_S = 0.5
 RETRY_LONGEST_S = 30.0
 MAX_TAG_LENGTH = 5000
@@ -52,11 +54,16 @@ def connect(uri: str) -> MlflowClient:
     """
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.ERROR)
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", MLFLOW_RETRIES)
+    if "://" not in uri:
+        raise TrackingError(
+            f"tracking.uri {uri}: is no URI; write sqlite:///PATH for a file, or http://HOST:PORT"
+        )
     try:
         client = MlflowClient(tracking_uri=uri)
         client.search_experiments(max_results=1)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0].partition(". ")[0]
         raise TrackingError(
             f"tracking.uri {uri}: cannot be used ({reason}); check the address and the credentials"
         ) from error
@@ -244,6 +251,10 @@ class Tracker:
                 logger.warning("tracking store does not answer, trying again: %s", error.message)
                 time.sleep(wait_s)
                 wait_s = min(2 * wait_s, RETRY_LONGEST_S)
+            except Exception as error:
+                self.failure = f"tracking: an artefact cannot be written ({error})"
+                logger.exception(self.failure)
+                return
             else:
                 return
 

@@ -10,7 +10,7 @@ import asyncio
 from collections import deque
 from dataclasses import dataclass, field
 
-from tuner.messages import Ended, Report, Task
+from tuner.messages import Ended, Report, Task, TrialTask
 
 __all__ = ["CLOSED", "TrialQueue"]
 
@@ -41,14 +41,18 @@ class TrialQueue:
         self._entries: dict[str, _Entry] = {}
         self._waiting: deque[_Entry] = deque()
         self._leases: dict[str, _Entry] = {}
+        self._takes: dict[str, object] = {}
         self._changed = asyncio.Condition()
+        self._stop_reason: str | None = None
         self._closed = False
 
     # Tune's side
 
     async def submit(self, task: Task) -> None:
-        """Put a task at the end of the queue."""
+        """Put a task at the end of the queue; after `cancel_all` a trial ends there and then."""
         entry = self._entries[task.id] = _Entry(task)
+        if self._stop_reason is not None and isinstance(task, TrialTask):
+            self._end(entry, Ended(kind="stopped", reason=self._stop_reason))
         self._waiting.append(entry)
         await _notify(self._changed)
 
@@ -68,7 +72,8 @@ class TrialQueue:
             await self._stop(entry)
 
     async def cancel_all(self, reason: str) -> None:
-        """Stop every task, telling those who wait for a message."""
+        """Stop every task, telling those who wait for a message, and take no more trials."""
+        self._stop_reason = self._stop_reason or reason
         for entry in self._entries.values():
             self._end(entry, Ended(kind="stopped", reason=reason))
             await self._stop(entry)
@@ -79,7 +84,12 @@ class TrialQueue:
         await _notify(self._changed)
 
     async def lose_lane(self, lane: str) -> None:
-        """Take the lane's task back, since its workers are gone; the next free lane gets it."""
+        """Take the lane's task back, since its workers are gone; the next free lane gets it.
+
+        What those workers still wait for is given up: nobody would train a task handed to them.
+        """
+        self._takes.pop(lane, None)
+        await _notify(self._changed)
         entry = self._leases.pop(lane, None)
         if entry is not None:
             self._waiting.appendleft(entry)
@@ -89,9 +99,14 @@ class TrialQueue:
 
     async def take(self, lane: str, *, timeout_s: float) -> Task | str | None:
         """Wait for a task; None when the time is up, `CLOSED` when no more will come."""
+        this = self._takes[lane] = object()
         try:
             async with asyncio.timeout(timeout_s), self._changed:
-                await self._changed.wait_for(lambda: self._waiting or self._closed)
+                await self._changed.wait_for(
+                    lambda: self._waiting or self._closed or self._takes.get(lane) is not this
+                )
+                if self._takes.get(lane) is not this:
+                    return None
                 while self._waiting:
                     entry = self._waiting.popleft()
                     if self._start(entry):

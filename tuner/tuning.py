@@ -1,11 +1,6 @@
 """`pwiser tune`: one job, from its file to its winners."""
 
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
-from types import FrameType
 
 import ray
 from mlflow.tracking import MlflowClient
@@ -14,7 +9,7 @@ from rich.console import Console
 
 from datasets import Dataset, open_dataset
 from tuner.checkpoints import CheckpointKeeper
-from tuner.cluster import connected, plan_lanes
+from tuner.cluster import Lanes, connected, plan_lanes
 from tuner.errors import JobFailedError, JobFileError, JobInterruptedError
 from tuner.export import ENCODER_DIRECTORY
 from tuner.job import Job
@@ -25,6 +20,8 @@ from tuner.objective import computable_objectives
 from tuner.progress import Progress
 from tuner.results import JobResult, read_results
 from tuner.search import StudySearch
+from tuner.stopping import StopRequests
+from tuner.stopwatch import Stopwatch
 from tuner.storage import absolute_uri, delete, join, local_path
 from tuner.study import Study, Trial, TrialState, choose_winner
 from tuner.tables import results_markdown, results_tables, time_table
@@ -37,11 +34,8 @@ from tuner.tune_adapters import JobScheduler, JobSearcher
 __all__ = ["check_datasets", "run_job"]
 
 
-INTERRUPTED = "interrupted"
-BUDGET_SPENT = "the budget is spent"
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+RAY_DIRECTORY = "ray"
 TRIAL_RESOURCES = {"memory": 1}  # a byte: Tune refuses none, and a share of a CPU can starve lanes
-SECONDS_PER_HOUR = 3600
 
 
 def check_datasets(job: Job) -> dict[str, Dataset]:
@@ -93,6 +87,7 @@ def run_job(
         PwiserError: if the job cannot be run as it is written; nothing has been trained then.
         JobFailedError: if it ended without winners.
     """
+    stopwatch = Stopwatch()
     datasets = check_datasets(job)
     storage = absolute_uri(job.storage)
     tracking_uri = job.tracking.uri or default_uri(storage)
@@ -104,47 +99,62 @@ def run_job(
         client = _open_store(tracking_uri, storage)
         experiment_id = _create_experiment(client, job, storage, fresh=fresh)
         root = join(storage, job.name, experiment_id)
-        searches = [
-            StudySearch(Study(dataset=name, dataset_uri=dataset.uri, model=model), job)
-            for name, dataset in datasets.items()
-            for model in job.models
-        ]
         tracker = Tracker(client, experiment_id, job, root)
-        for study in (found.study for found in searches):
-            tracker.start_study(study, datasets[study.dataset], job_file)
-        for name, dataset in datasets.items():
-            dataset.encoder().save(join(root, name, ENCODER_DIRECTORY))
+        searches = _start_studies(job, job_file, datasets, root, tracker)
         progress = Progress(console, searches, lanes.num_lanes)
-        search = JobSearch(
-            searches, [tracker, CheckpointKeeper(root, job.keep_checkpoints), progress]
-        )
-        queue = ray.remote(num_cpus=0)(TrialQueue).remote()
+        keeper = CheckpointKeeper(root, job.keep_checkpoints)
+        search = JobSearch(searches, [tracker, keeper, progress, stopwatch])
         try:
-            with (
-                _stop_requests(search, queue, job.budget.hours),
-                open_lanes(
-                    lanes,
-                    queue,
-                    job=job.name,
-                    storage_path=join(root, "ray"),
-                    on_all_lost=search.stop,
-                ),
-            ):
-                with progress:
-                    _run_tune(search, queue, root, lanes.num_lanes)
-                search.close()
-                if search.stop_reason == INTERRUPTED:
-                    raise JobInterruptedError(_stopped_message(job, search))
-                _evaluate_winners(search, queue, root, tracker)
+            _search_and_test(job, lanes, search, root, tracker, progress)
         finally:
             search.close()
             tracker.close()
-            delete(join(root, "ray"))
+            delete(join(root, RAY_DIRECTORY))
     results = read_results(client, job.name)
     client.set_experiment_tag(experiment_id, "mlflow.note.content", results_markdown(results))
     console.print(*results_tables(results))
     console.print(time_table(searches))
+    console.print(stopwatch.summary(lanes.num_lanes), highlight=False)
     return results
+
+
+def _start_studies(
+    job: Job, job_file: str, datasets: dict[str, Dataset], root: str, tracker: Tracker
+) -> list[StudySearch]:
+    searches = []
+    for name, dataset in datasets.items():
+        dataset.encoder().save(join(root, name, ENCODER_DIRECTORY))
+        for model in job.models:
+            study = Study(dataset=name, dataset_uri=dataset.uri, model=model)
+            tracker.start_study(study, dataset, job_file)
+            searches.append(StudySearch(study, job))
+    return searches
+
+
+def _search_and_test(
+    job: Job, lanes: Lanes, search: JobSearch, root: str, tracker: Tracker, progress: Progress
+) -> None:
+    queue = ray.remote(num_cpus=0)(TrialQueue).remote()
+
+    def stop(reason: str) -> None:
+        search.stop(reason)
+        ray.get(queue.cancel_all.remote(reason))
+
+    storage_path = join(root, RAY_DIRECTORY)
+    with (
+        StopRequests(stop, job.budget.hours) as requests,
+        open_lanes(
+            lanes, queue, job=job.name, storage_path=storage_path, on_all_lost=requests.fail
+        ),
+    ):
+        with progress:
+            _run_tune(search, queue, root, lanes.num_lanes)
+        search.close()
+        if requests.interrupted:
+            raise JobInterruptedError(_interrupted_message(job, search))
+        if requests.failure is not None:
+            raise JobFailedError(f"job {job.name!r}: no lane is left: {requests.failure}")
+        _evaluate_winners(search, queue, root, tracker)
 
 
 def _run_tune(search: JobSearch, queue: ray.actor.ActorHandle, root: str, num_lanes: int) -> None:
@@ -170,7 +180,7 @@ def _run_tune(search: JobSearch, queue: ray.actor.ActorHandle, root: str, num_la
         ),
         run_config=tune.RunConfig(
             name="tune",
-            storage_path=join(root, "ray"),
+            storage_path=join(root, RAY_DIRECTORY),
             verbose=0,
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
@@ -244,40 +254,7 @@ def _create_experiment(client: MlflowClient, job: Job, storage: str, *, fresh: b
     )
 
 
-@contextmanager
-def _stop_requests(
-    search: JobSearch, queue: ray.actor.ActorHandle, hours: float | None
-) -> Iterator[None]:
-    """Stop the search when its budget is spent, or on SIGINT or SIGTERM; a second one ends all."""
-    requested = threading.Event()
-    finished = threading.Event()
-
-    def on_signal(_number: int, _frame: FrameType | None) -> None:
-        if requested.is_set():
-            raise KeyboardInterrupt
-        search.stop(INTERRUPTED)
-        requested.set()
-
-    def watch() -> None:
-        if not requested.wait(None if hours is None else hours * SECONDS_PER_HOUR):
-            search.stop(BUDGET_SPENT)
-        if not finished.is_set():
-            ray.get(queue.cancel_all.remote(search.stop_reason))
-
-    previous = {number: signal.signal(number, on_signal) for number in STOP_SIGNALS}
-    watcher = threading.Thread(target=watch, name="stop-requests", daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        finished.set()
-        requested.set()
-        watcher.join()
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def _stopped_message(job: Job, search: JobSearch) -> str:
+def _interrupted_message(job: Job, search: JobSearch) -> str:
     num_done = sum(trial.state is TrialState.COMPLETE for trial in search.trials)
     return (
         f"job {job.name!r} was interrupted with {num_done} trials complete; they are in MLflow. "

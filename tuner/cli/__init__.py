@@ -45,21 +45,19 @@ def run() -> int:
     interrupted one 130.
     """
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # what typer.Exit was raised with, or None
     except PwiserError as error:
         return _complain(error, EXIT_BAD_INPUT)
     except JobFailedError as error:
         return _complain(error, EXIT_INTERRUPTED if error.interrupted else EXIT_FAILED)
     except (KeyboardInterrupt, typer.Abort):
         return _complain("interrupted", EXIT_INTERRUPTED)
-    except typer.Exit as error:
-        return error.exit_code
     except Exception as error:
         if not hasattr(error, "show"):  # click's usage errors know how to show themselves
             raise
         error.show()
         return EXIT_BAD_INPUT
-    return 0
+    return int(code or 0)
 
 
 def _complain(message: object, code: int) -> int:

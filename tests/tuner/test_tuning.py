@@ -1,0 +1,399 @@
+"""Whole jobs on a real Ray and a real MLflow store."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import ray
+import yaml
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+from sklearn.metrics import log_loss, roc_auc_score
+
+from datasets import prepare_table
+from datasets.schema import Schema
+from tuner.cli import run
+from tuner.cluster import connected
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+SMALL = {
+    "training": {"epochs": 2, "batch_size": 256, "learning_rate": 0.01},
+    "model": {"embedding_dim": 4},
+    "resources": {"lanes": 1},
+}
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """A directory with a prepared dataset, its raw test rows, and the jobs run in it."""
+
+    directory: Path
+    test_rows: pd.DataFrame
+
+    def write_job(self, **content: Any) -> Path:
+        job = SMALL | {"datasets": [str(self.directory / "shop")]} | content
+        job.setdefault("storage", str(self.directory / "storage"))
+        path = self.directory / f"{job['name']}.yaml"
+        path.write_text(yaml.safe_dump(job))
+        return path
+
+    @property
+    def tracking(self) -> str:
+        return f"sqlite:///{self.directory / 'storage' / 'mlflow.db'}"
+
+    def runs(self, job: str) -> list[Run]:
+        client = MlflowClient(self.tracking)
+        experiment = client.get_experiment_by_name(job)
+        assert experiment is not None
+        return list(client.search_runs([experiment.experiment_id]))
+
+    def trials(self, job: str) -> list[Run]:
+        runs = [run for run in self.runs(job) if run.data.tags["pwiser.kind"] == "trial"]
+        return sorted(
+            runs, key=lambda r: (r.data.tags["pwiser.model"], int(r.data.tags["pwiser.trial"]))
+        )
+
+
+def make_rows(num_rows: int) -> pd.DataFrame:
+    rng = np.random.default_rng(3)
+    channel = rng.choice(["app", "web", "mail"], num_rows, p=[0.5, 0.3, 0.2])
+    age = rng.gamma(4, 10, num_rows).round(1)
+    taste = rng.integers(0, 20, num_rows)
+    pull = (channel == "app") * 0.8 + np.sin(taste) + (age - 40) / 40
+    click = rng.random(num_rows) < 1 / (1 + np.exp(1.5 - pull))
+    conversion = click & (rng.random(num_rows) < 1 / (1 + np.exp(1.0 - pull)))
+    rows = {"channel": channel, "taste": taste, "age": age}
+    return pd.DataFrame(rows | {"visit": click.astype(int), "order": conversion.astype(int)})
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    directory = tmp_path_factory.mktemp("workshop")
+    rows = make_rows(6_000)
+    rows[:4_000].to_csv(directory / "train.csv", index=False)
+    rows[4_000:5_000].to_csv(directory / "valid.csv", index=False)
+    rows[5_000:].to_csv(directory / "test.csv", index=False)
+    schema = Schema.model_validate(
+        {
+            "labels": {"click": "visit", "conversion": "order"},
+            "categorical": {"channel": {}, "taste": {"min_count": 2}},
+            "numerical": {"age": {"normalize": "log"}},
+        }
+    )
+    prepare_table(
+        input=directory / "train.csv",
+        valid=directory / "valid.csv",
+        test=directory / "test.csv",
+        schema=schema,
+        out=str(directory / "shop"),
+    )
+    return Workshop(directory, rows[5_000:].reset_index(drop=True))
+
+
+@pytest.fixture(scope="module")
+def ray_session() -> Iterator[None]:
+    with connected():
+        yield
+
+
+def pwiser(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["pwiser", *arguments])
+    return run()
+
+
+@pytest.fixture(scope="module")
+def shop_job(workshop: Workshop, ray_session: None) -> Workshop:
+    job = workshop.write_job(
+        name="shop-job",
+        models=["mmoe", "dnn"],
+        model={"embedding_dim": 4, "expert_units": [8], "hidden_units": [16]},
+        search={"trials": 4, "pruner": "asha"},
+        training=SMALL["training"] | {"evaluate_every": 0.5},
+        resources={"lanes": 2},
+    )
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        assert pwiser(monkeypatch, "tune", str(job)) == 0
+    return workshop
+
+
+def best(workshop: Workshop, job: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        capsys.readouterr()
+        assert pwiser(monkeypatch, "best", job, "--tracking", workshop.tracking, "--json") == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_every_trial_has_one_run_with_its_end_and_metrics(shop_job: Workshop) -> None:
+    trials = shop_job.trials("shop-job")
+    assert [run.data.tags["pwiser.trial"] for run in trials] == ["0", "1", "2", "3"] * 2
+    for trial in trials:
+        state = trial.data.tags["pwiser.state"]
+        assert trial.info.status == {"complete": "FINISHED", "pruned": "KILLED"}[state]
+        assert trial.data.metrics["best/objective"] > 0.5
+        assert trial.data.metrics["time/training_s"] > 0
+        assert {"alpha", "m1", "m2"} <= trial.data.params.keys()
+        assert trial.inputs.dataset_inputs[0].dataset.name == "shop"
+
+
+def test_trial_0_is_the_baseline_and_trial_1_the_papers_point(shop_job: Workshop) -> None:
+    trials = shop_job.trials("shop-job")
+    for baseline, paper in (trials[0:2], trials[4:6]):
+        assert baseline.data.tags["pwiser.baseline"] == "true"
+        assert float(baseline.data.params["alpha"]) == 0.0
+        point = [float(paper.data.params[name]) for name in ("alpha", "m1", "m2")]
+        assert point == [0.3, 0.3, 0.1]
+
+
+def test_studies_end_finished_with_their_time(shop_job: Workshop) -> None:
+    studies = [r for r in shop_job.runs("shop-job") if r.data.tags["pwiser.kind"] == "study"]
+    assert {study.info.run_name for study in studies} == {"shop/mmoe", "shop/dnn"}
+    for study in studies:
+        assert study.info.status == "FINISHED"
+        assert 0 <= study.data.metrics["time/overhead_share"] < 1
+
+
+def test_best_is_the_best_validation_evaluation_and_has_test_metrics(
+    shop_job: Workshop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = best(shop_job, "shop-job", capsys)
+    assert found["job"] == "shop-job"
+    winner = found["datasets"]["shop"]
+    assert set(winner) == {"model", "config", "metrics", "baseline", "checkpoint", "run_id"}
+    scores = {
+        run.info.run_id: run.data.metrics["best/objective"] for run in shop_job.trials("shop-job")
+    }
+    assert winner["run_id"] == max(scores, key=lambda run_id: scores[run_id])
+    for metrics in (winner["metrics"], winner["baseline"]["metrics"]):
+        assert set(metrics) == {"valid", "test"}
+        assert all(0.5 < metrics[split]["ctr_auc"] < 1 for split in metrics)
+
+
+def test_only_winners_and_baselines_keep_checkpoints(shop_job: Workshop) -> None:
+    weights = list((shop_job.directory / "storage" / "shop-job").rglob("model.safetensors"))
+    kept = [
+        run.data.tags["pwiser.checkpoint"]
+        for run in shop_job.trials("shop-job")
+        if "pwiser.checkpoint" in run.data.tags
+    ]
+    assert sorted(str(path.parent) for path in weights) == sorted(kept)
+    assert 2 <= len(kept) <= 4
+
+
+def test_ray_state_is_gone(shop_job: Workshop) -> None:
+    assert not list((shop_job.directory / "storage" / "shop-job").rglob("ray"))
+
+
+def test_the_export_gives_the_logged_test_metrics_in_a_fresh_process(
+    shop_job: Workshop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = shop_job.directory / "exported"
+    arguments = ["shop-job", "--dataset", "shop", "--out", str(out)]
+    assert pwiser(monkeypatch, "export", *arguments, "--tracking", shop_job.tracking) == 0
+    program = (
+        "import json, sys, pandas as pd, trainables\n"
+        "rows = pd.read_csv(sys.argv[2])\n"
+        "found = trainables.load(sys.argv[1]).predict(rows.drop(columns=['visit', 'order']))\n"
+        "print(json.dumps({name: list(values) for name, values in found.items()}))"
+    )
+    printed = subprocess.run(
+        [sys.executable, "-c", program, str(out), str(shop_job.directory / "test.csv")],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    predictions = json.loads(printed)
+    logged = best(shop_job, "shop-job", capsys)["datasets"]["shop"]["metrics"]["test"]
+    clicks = shop_job.test_rows["visit"]
+    assert roc_auc_score(clicks, predictions["pctr"]) == pytest.approx(logged["ctr_auc"], abs=1e-6)
+    assert log_loss(clicks, predictions["pctr"]) == pytest.approx(logged["ctr_logloss"], abs=1e-6)
+    if "pctcvr" in predictions:
+        auc = roc_auc_score(shop_job.test_rows["order"], predictions["pctcvr"])
+        assert auc == pytest.approx(logged["ctcvr_auc"], abs=1e-6)
+
+
+def test_an_existing_export_is_left_alone(
+    shop_job: Workshop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = shop_job.directory / "there"
+    out.mkdir()
+    arguments = ["shop-job", "--dataset", "shop", "--out", str(out)]
+    assert pwiser(monkeypatch, "export", *arguments, "--tracking", shop_job.tracking) == 2
+    assert f"--out {out}: already exists; give another directory" in capsys.readouterr().err
+    assert list(out.iterdir()) == []
+
+
+def test_a_job_of_the_same_name_is_refused(
+    shop_job: Workshop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert pwiser(monkeypatch, "tune", str(shop_job.directory / "shop-job.yaml")) == 2
+    assert "name: job 'shop-job' is in the tracking store already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("sampler", ["random", "grid"])
+def test_the_same_job_twice_gives_the_same_trials_and_metrics(
+    workshop: Workshop, ray_session: None, monkeypatch: pytest.MonkeyPatch, sampler: str
+) -> None:
+    space = {"loss.alpha": {"values": [0.01, 0.1]}, "training.weight_decay": {"values": [0.0, 0.1]}}
+    search: dict[str, Any] = {"sampler": sampler, "trials": 5, "pruner": "none"}
+    search |= {"space": space} if sampler == "grid" else {}
+    job = workshop.write_job(name=f"twice-{sampler}", models=["shared_bottom"], search=search)
+    seen = []
+    for _ in range(2):
+        assert pwiser(monkeypatch, "tune", str(job), "--fresh") == 0
+        seen.append(
+            [
+                (run.data.params, {k: v for k, v in run.data.metrics.items() if "time/" not in k})
+                for run in workshop.trials(f"twice-{sampler}")
+            ]
+        )
+    assert len(seen[0]) == 5
+    assert seen[0] == seen[1]
+
+
+def test_a_lane_of_two_workers_finds_what_one_worker_finds(
+    workshop: Workshop, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objectives = []
+    for workers in (1, 2):
+        job = workshop.write_job(
+            name=f"workers-{workers}",
+            models=["mmoe"],
+            search={"sampler": "random", "trials": 2, "pruner": "none"},
+            resources={"lanes": 1, "workers_per_lane": workers},
+            training=SMALL["training"] | {"precision": "float32"},
+        )
+        assert pwiser(monkeypatch, "tune", str(job)) == 0
+        objectives.append(
+            [run.data.metrics["best/objective"] for run in workshop.trials(f"workers-{workers}")]
+        )
+    assert objectives[0] == pytest.approx(objectives[1], abs=1e-4)
+
+
+def test_a_trial_that_raises_fails_with_its_reason_and_the_search_goes_on(
+    workshop: Workshop, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = workshop.write_job(
+        name="raises",
+        models=["dnn"],
+        search={
+            "sampler": "grid",
+            "trials": 4,
+            "pruner": "none",
+            "space": {"training.learning_rate": {"values": [1.0e30, 0.01]}},
+        },
+    )
+    assert pwiser(monkeypatch, "tune", str(job)) == 0
+    trials = workshop.trials("raises")
+    failed = [run for run in trials if run.info.status == "FAILED"]
+    assert [run.data.params["training.learning_rate"] for run in failed] == ["1e+30"]
+    assert "the loss became nan before step" in failed[0].data.tags["pwiser.failure"]
+    assert [run.info.status for run in trials].count("FINISHED") == len(trials) - 1
+
+
+def test_a_killed_worker_loses_no_trial(
+    workshop: Workshop, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killer = workshop.directory / "killer.py"
+    killer.write_text(
+        "import os, pathlib, signal\n"
+        "from torch import nn\n"
+        "from trainables.models import DNN, Inputs\n"
+        f"MARK = pathlib.Path({str(workshop.directory / 'killed')!r})\n"
+        "class Killer(DNN):\n"
+        "    def __init__(self, inputs: Inputs, *, embedding_dim: int = 4) -> None:\n"
+        "        super().__init__(inputs, embedding_dim=embedding_dim, hidden_units=(8,))\n"
+        "    def forward(self, ids, numericals):\n"
+        "        if ids.device.type != 'meta' and not MARK.exists():\n"
+        "            MARK.touch()\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        return super().forward(ids, numericals)\n"
+    )
+    job = workshop.write_job(
+        name="killed",
+        models=["killer:Killer"],
+        model={},
+        search={"sampler": "random", "trials": 3, "pruner": "none"},
+    )
+    environment = os.environ | {"PYTHONPATH": str(workshop.directory)}
+    found = subprocess.run(
+        [sys.executable, "-m", "tuner", "tune", str(job)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert (workshop.directory / "killed").exists()
+    assert [run.info.status for run in workshop.trials("killed")] == ["FINISHED"] * 3
+
+
+def test_a_spent_budget_ends_the_search_with_a_winner(
+    workshop: Workshop, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = workshop.write_job(
+        name="budget",
+        models=["dnn"],
+        search={"sampler": "random", "trials": 10_000, "pruner": "none"},
+        budget={"hours": 20 / 3600},
+    )
+    assert pwiser(monkeypatch, "tune", str(job)) == 0
+    trials = workshop.trials("budget")
+    assert 2 <= len(trials) < 10_000
+    assert all(run.info.status in {"FINISHED", "KILLED"} for run in trials)
+    assert any(run.data.tags.get("pwiser.winner") == "true" for run in trials)
+
+
+def test_an_interrupt_closes_every_run_and_leaves_no_process(workshop: Workshop) -> None:
+    job = workshop.write_job(
+        name="interrupted",
+        models=["dnn"],
+        search={"sampler": "random", "trials": 10_000, "pruner": "none"},
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tuner", "tune", str(job)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()  # the first trial has ended
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert errors.startswith("pwiser: job 'interrupted' was interrupted")
+    assert "Traceback" not in errors
+    assert all(run.info.status != "RUNNING" for run in workshop.runs("interrupted"))
+    deadline = time.monotonic() + 30
+    while processes_of_session(process.pid):
+        assert time.monotonic() < deadline, processes_of_session(process.pid)
+        time.sleep(0.2)
+
+
+def processes_of_session(session: int) -> list[str]:
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = status.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[3]) == session and fields[0] != "Z":
+            found.append(str(status))
+    return found
+
+
+def test_ray_is_still_there(ray_session: None) -> None:
+    assert ray.is_initialized()

@@ -1,0 +1,79 @@
+"""Why a search ends before its trials are done: a signal, a spent budget, or no lane left."""
+
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Self
+
+__all__ = ["StopRequests"]
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SECONDS_PER_HOUR = 3600
+
+
+class StopRequests:
+    """Listens for requests to stop, for as long as its context lasts.
+
+    The first SIGINT or SIGTERM stops the search in order; a second one raises KeyboardInterrupt.
+    Signals are heard in the main thread only; elsewhere they keep their handlers.
+
+    Args:
+        stop: called once with the reason, in a thread of its own.
+        hours: the job's budget; None for no limit.
+
+    Attributes:
+        interrupted: whether a signal came.
+        failure: why the job cannot go on, if it cannot.
+    """
+
+    def __init__(self, stop: Callable[[str], None], hours: float | None = None) -> None:
+        self._stop = stop
+        self._budget_s = None if hours is None else hours * SECONDS_PER_HOUR
+        self._requested = threading.Event()
+        self._closed = False
+        self._thread = threading.Thread(target=self._watch, name="stop-requests", daemon=True)
+        self._handlers: dict[signal.Signals, object] = {}
+        self.interrupted = False
+        self.failure: str | None = None
+
+    def fail(self, reason: str) -> None:
+        """Stop the search because the job cannot go on; may be called from any thread."""
+        self.failure = reason
+        self._requested.set()
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in STOP_SIGNALS:
+                self._handlers[number] = signal.signal(number, self._on_signal)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._closed = True
+        self._requested.set()
+        self._thread.join()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
+        self._requested.set()
+
+    def _watch(self) -> None:
+        in_time = self._requested.wait(self._budget_s)
+        if self._closed:
+            return
+        if self.interrupted:
+            self._stop("interrupted")
+        elif self.failure is not None:
+            self._stop(self.failure)
+        elif not in_time:
+            self._stop("the budget is spent")
