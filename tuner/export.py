@@ -24,7 +24,8 @@ def export_winner(results: JobResult, dataset: str, out: Path) -> None:
     """
     if dataset not in results.datasets:
         raise JobNotFoundError(
-            f"--dataset {dataset}: job {results.job!r} has {', '.join(results.datasets)}"
+            f"--dataset {dataset}: no such dataset in job {results.job!r}; "
+            f"it has {', '.join(results.datasets)}"
         )
     checkpoint = results.datasets[dataset].checkpoint
     encoder = join(checkpoint.rsplit("/", 2)[0], ENCODER_DIRECTORY)

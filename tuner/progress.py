@@ -118,6 +118,8 @@ def _best(search: StudySearch) -> str:
 
 def _point(trial: Trial) -> str:
     loss = trial.configuration.loss
+    if trial.baseline:
+        return f"alpha {loss.alpha:.4g}"
     point = f"alpha {loss.alpha:.4g} m1 {loss.m1:.3g} m2 {loss.m2:.3g}"
     others = [
         f"{path.partition('.')[2]} {value:.4g}" if isinstance(value, float) else f"{path} {value}"

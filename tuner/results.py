@@ -70,10 +70,8 @@ def find_experiment(client: MlflowClient, job: str) -> Experiment:
     """
     experiment = client.get_experiment_by_name(job)
     if experiment is None or experiment.lifecycle_stage != "active":
-        names = sorted(
-            found.name
-            for found in client.search_experiments(filter_string="tags.`pwiser.job` != ''")
-        )
+        jobs = client.search_experiments(filter_string="tags.`pwiser.job` != ''")
+        names = sorted(found.name for found in jobs if found.name == found.tags["pwiser.job"])
         raise JobNotFoundError(
             f"job {job!r}: not in the tracking store; it holds {', '.join(names) or 'no job'}"
         )

@@ -198,6 +198,7 @@ class Tracker:
             "pwiser.dataset": study.dataset,
             "pwiser.dataset_digest": self._datasets[study.name].digest,
             "pwiser.model": study.model,
+            "mlflow.source.name": "pwiser tune",
         }
 
     def _start(self, key: str, name: str, tags: dict[str, str], dataset: Dataset) -> None:

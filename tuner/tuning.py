@@ -91,6 +91,11 @@ def run_job(
     datasets = check_datasets(job)
     storage = absolute_uri(job.storage)
     tracking_uri = job.tracking.uri or default_uri(storage)
+    num_studies = len(datasets) * len(job.models)
+    console.print(
+        f"job {job.name}: {num_studies} studies of {job.search.trials} trials, starting Ray",
+        highlight=False,
+    )
     with connected(verbose=verbose):
         resources = ray.cluster_resources()
         lanes = plan_lanes(
@@ -249,7 +254,7 @@ def _create_experiment(client: MlflowClient, job: Job, storage: str, *, fresh: b
         client.create_experiment(
             job.name,
             artifact_location=join(storage, "mlflow-artifacts", job.name) if on_file else None,
-            tags={"pwiser.job": job.name},
+            tags={"pwiser.job": job.name, "mlflow.experimentKind": "custom_model_development"},
         )
     )
 

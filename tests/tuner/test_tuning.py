@@ -370,6 +370,7 @@ def test_an_interrupt_closes_every_run_and_leaves_no_process(workshop: Workshop)
     )
     assert process.stdout is not None
     assert process.stderr is not None
+    assert process.stdout.readline().startswith("job interrupted: 1 studies of 10000 trials")
     process.stdout.readline()  # the first trial has ended
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)

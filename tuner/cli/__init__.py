@@ -1,5 +1,6 @@
 """The command line `pwiser`: a thin layer that parses, calls and prints."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -156,8 +157,6 @@ def ui(
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 5000,
 ) -> None:
     """Open the MLflow UI on the tracking store; Ctrl-C ends it."""
-    import subprocess
-
     from tuner.tracking_store import existing_uri
 
     uri = existing_uri(tracking)
@@ -165,16 +164,9 @@ def ui(
         typer.echo(f"the store is a server with a UI of its own: {uri}")
         return
     typer.echo(f"MLflow UI on http://{host}:{port}, Ctrl-C ends it")
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]
-    with subprocess.Popen(
-        [*command, "--host", host, "--port", str(port), "--workers", "1"]
-    ) as server:
-        try:
-            code = server.wait()
-        except KeyboardInterrupt:
-            server.terminate()
-            return
-    raise typer.Exit(code)
+    sys.stdout.flush()
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--workers", "1"]
+    os.execv(command[0], [*command, "--host", host, "--port", str(port)])
 
 
 @app.command(epilog="Example: pwiser schema > job.schema.json")

@@ -12,8 +12,17 @@ if TYPE_CHECKING:
 
 __all__ = ["data_app"]
 
-data_app = typer.Typer(no_args_is_help=True, help="Make prepared datasets and look at them.")
-prepare_app = typer.Typer(no_args_is_help=True, help="Make a prepared dataset from input tables.")
+data_app = typer.Typer(
+    no_args_is_help=True,
+    help="Make prepared datasets and look at them.",
+    epilog="Example: pwiser data stats data/demo",
+)
+prepare_app = typer.Typer(
+    no_args_is_help=True,
+    help="Make a prepared dataset from input tables.",
+    epilog="Example: pwiser data prepare table --input rows.csv --schema rows.schema.yaml "
+    "--out data/rows",
+)
 data_app.add_typer(prepare_app, name="prepare")
 
 
