@@ -292,7 +292,7 @@ def _compute_dtype(settings: TrainingSettings, device: torch.device) -> torch.dt
 
 
 def _evaluation_steps(steps_per_epoch: int, settings: TrainingSettings) -> list[int]:
-    per_epoch = max(round(1 / settings.evaluate_every), 1)
+    per_epoch = min(max(round(1 / settings.evaluate_every), 1), steps_per_epoch)
     stops = {
         epoch * steps_per_epoch + -(-steps_per_epoch * part // per_epoch)
         for epoch in range(settings.epochs)
