@@ -92,6 +92,10 @@ class Tracker:
         self._thread.start()
         self.failure: str | None = None
 
+    def restore(self, runs: Mapping[str, str]) -> None:
+        """Go on with the runs of an earlier process, by study name and trial id."""
+        self._runs.update(runs)
+
     def start_study(self, study: Study, dataset: Dataset, job_file: str) -> None:
         """Open a study's parent run."""
         self._datasets[study.name] = dataset
@@ -112,6 +116,7 @@ class Tracker:
             "pwiser.trial": str(trial.number),
             "pwiser.baseline": str(trial.baseline).lower(),
             "pwiser.configuration": trial.configuration.model_dump_json(),
+            "pwiser.params": json.dumps(trial.params),
         }
         params = [
             Param(path.removeprefix("loss."), str(value)) for path, value in _params(trial).items()
@@ -202,7 +207,9 @@ class Tracker:
         }
 
     def _start(self, key: str, name: str, tags: dict[str, str], dataset: Dataset) -> None:
-        if key not in self._runs:  # a retry after a failure half-way makes no second run
+        if key in self._runs:  # of an earlier process, or of a call that failed half-way
+            self._client.update_run(self._runs[key], status="RUNNING")
+        else:
             run = self._client.create_run(self._experiment_id, run_name=name, tags=tags)
             self._runs[key] = run.info.run_id
         source = json.dumps({"uri": dataset.uri})
