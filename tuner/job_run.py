@@ -135,7 +135,12 @@ class JobRun:
                 raise JobInterruptedError(_interrupted_line(self._job, search))
             if requests.failure is not None:
                 raise JobFailedError(f"job {self._job.name!r}: no lane is left: {requests.failure}")
-            self._test_winners(search, queue, tracker)
+            try:
+                self._test_winners(search, queue, tracker)
+            except JobFailedError as error:
+                if requests.interrupted:
+                    raise JobInterruptedError(_interrupted_line(self._job, search)) from error
+                raise
 
     def _run_tune(self, search: JobSearch, queue: ray.actor.ActorHandle, num_lanes: int) -> None:
         if all(found.ended for found in search.searches):

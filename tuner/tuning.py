@@ -9,7 +9,7 @@ from datasets import Dataset, open_dataset
 from tuner.errors import JobFileError
 from tuner.job import Job
 from tuner.job_run import JobRun
-from tuner.objective import computable_objectives
+from tuner.objective import Objective, computable_objectives
 from tuner.results import JobResult, find_winners, read_results
 from tuner.resume import check_unchanged, only_driver, read_past_trials, store_job
 from tuner.search import StudySearch
@@ -49,11 +49,19 @@ def check_datasets(job: Job) -> dict[str, Dataset]:
                 raise JobFileError(
                     f"search.objective: {objective} cannot be computed on the valid split of "
                     f"{uri}: {valid.impressions} impressions, {valid.clicks} clicks, "
-                    f"{valid.conversions} conversions; choose from "
-                    f"{', '.join(computable) or 'none'}, or prepare it with a larger valid split"
+                    f"{valid.conversions} conversions; {_choices(computable)}prepare it with a "
+                    "larger valid split or another split seed"
                 )
+        if dataset.name in datasets:
+            raise JobFileError(
+                f"datasets: {uri} and another are both named {dataset.name!r}; names must differ"
+            )
         datasets[dataset.name] = dataset
     return datasets
+
+
+def _choices(computable: list[Objective]) -> str:
+    return f"choose from {', '.join(computable)}, or " if computable else ""
 
 
 def run_job(

@@ -67,11 +67,10 @@ def test_without_a_terminal_every_ended_trial_is_a_line(plain: Shown) -> None:
         trial = plain.next_trial()
         assert not plain.search.evaluated(trial, report(0.7, last=False))
         plain.search.ended(trial, report(0.65, last=True))
-    others = "learning_rate 0.001 model.expert_units [512, 256, 128]"
+    others = "learning_rate 0.001 expert_units [512, 256, 128]"
     assert plain.lines == [
         "us/mmoe baseline complete 0.6123 alpha 0 | 1/2 done, best 0.6123, 00:15 left",
-        f"us/mmoe trial 1 complete 0.7000 alpha 0.3 m1 0.3 m2 0.1 {others} | "
-        "2/2 done, best 0.7000, 00:10 left",
+        f"us/mmoe trial 1 complete 0.7000 alpha 0.3 {others} | 2/2 done, best 0.7000, 00:10 left",
     ]
 
 

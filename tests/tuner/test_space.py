@@ -6,7 +6,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import ValidationError
 
-from trainables import ConfigurationError, TrialConfiguration
+from trainables import ConfigurationError, TrainingSettings, TrialConfiguration
 from trainables.configuration import describe_faults
 from tuner.space import PAPER_POINT, Dimension, SearchSpace, has_field
 
@@ -186,3 +186,18 @@ def test_a_grid_needs_the_number_of_points() -> None:
     assert str(caught.value) == (
         "search.space.loss.alpha: the grid sampler needs values, or points beside low and high"
     )
+
+
+def test_the_papers_point_keeps_its_loss_and_gives_way_elsewhere() -> None:
+    base = TrialConfiguration.create("dnn", training=TrainingSettings(learning_rate=0.02))
+    dimensions = {
+        "loss.alpha": Dimension(low=0.01, high=0.1),
+        "training.learning_rate": Dimension(low=0.01, high=0.1),
+        "training.weight_decay": Dimension(low=0.0, high=0.1),
+    }
+    point = SearchSpace(dimensions, base).fixed_point(PAPER_POINT)
+    assert point == {
+        "loss.alpha": 0.3,
+        "training.learning_rate": 0.02,
+        "training.weight_decay": 1e-6,
+    }
