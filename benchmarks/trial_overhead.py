@@ -189,10 +189,7 @@ def measure(side: str, directory: Path, trials: int) -> Figures:
     before = time.time()
     with connected():
         started = time.time()
-        resources = ray.cluster_resources()
-        lanes = plan_lanes(
-            job.resources, cpus=resources.get("CPU", 0), gpus=resources.get("GPU", 0)
-        )
+        lanes = plan_lanes(job.resources, ray.cluster_resources())
         ends, trained = run(job, lanes)
         returned = time.time()
     between = [

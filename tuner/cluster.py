@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -72,17 +72,17 @@ class Lanes:
     gpus_per_worker: float
 
 
-def plan_lanes(settings: ResourceSettings, *, cpus: float, gpus: float) -> Lanes:
+def plan_lanes(settings: ResourceSettings, cluster: Mapping[str, float]) -> Lanes:
     """Fit the lanes of a job to a cluster.
 
     Args:
         settings: of the job file.
-        cpus: CPU cores of the whole cluster.
-        gpus: GPUs of the whole cluster.
+        cluster: the resources of the whole cluster, as `ray.cluster_resources` names them.
 
     Raises:
         ClusterError: if the lanes asked for do not fit.
     """
+    cpus, gpus = cluster.get("CPU", 0.0), cluster.get("GPU", 0.0)
     gpus_per_worker = settings.gpus_per_worker
     if gpus_per_worker is None:
         gpus_per_worker = 1.0 if gpus else 0.0

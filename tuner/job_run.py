@@ -7,7 +7,7 @@ from rich.console import Console
 
 from datasets import Dataset
 from tuner.checkpoints import CheckpointKeeper
-from tuner.cluster import Lanes, connected, plan_lanes
+from tuner.cluster import Lanes
 from tuner.errors import JobFailedError, JobInterruptedError
 from tuner.export import ENCODER_DIRECTORY
 from tuner.job import Job
@@ -15,13 +15,14 @@ from tuner.job_search import JobSearch
 from tuner.lanes import open_lanes
 from tuner.messages import Ended, TestTask, TrialTask
 from tuner.progress import Progress
-from tuner.results import find_winners
+from tuner.results import find_winners, read_results
 from tuner.resume import read_study_runs
 from tuner.search import StudySearch
 from tuner.stopping import StopRequests
 from tuner.stopwatch import Stopwatch
 from tuner.storage import delete, join
 from tuner.study import Trial, TrialState, choose_winner
+from tuner.tables import results_markdown
 from tuner.tracking import Tracker
 from tuner.trial import LaneTrial
 from tuner.trial_queue import TrialQueue
@@ -64,35 +65,30 @@ class JobRun:
     def search_and_test(
         self,
         searches: list[StudySearch],
+        lanes: Lanes,
+        requests: StopRequests,
         console: Console,
         stopwatch: Stopwatch,
-        *,
-        verbose: bool = False,
     ) -> None:
         """Run every trial that has no end, choose the winners and evaluate them on test.
 
         Raises:
-            ClusterError: if there is no cluster, or the lanes do not fit it.
             JobInterruptedError: if a signal came; every run is closed, and the job can be resumed.
             JobFailedError: if no lane is left, or a dataset has no winner.
         """
-        console.print(_opening_line(self._job, searches), highlight=False)
-        with connected(verbose=verbose):
-            resources = ray.cluster_resources()
-            lanes = plan_lanes(
-                self._job.resources, cpus=resources.get("CPU", 0), gpus=resources.get("GPU", 0)
-            )
-            tracker = self._open_tracker(searches)
-            keeper = CheckpointKeeper(self._root, self._job.keep_checkpoints)
-            keeper.restore(trial for search in searches for trial in search.trials)
-            progress = Progress(console, searches, lanes.num_lanes)
-            search = JobSearch(searches, [tracker, keeper, progress, stopwatch])
-            try:
-                self._search_on_lanes(lanes, search, tracker, progress)
-            finally:
-                search.close()
-                tracker.close()
-                delete(join(self._root, RAY_DIRECTORY))
+        tracker = self._open_tracker(searches)
+        keeper = CheckpointKeeper(self._root, self._job.keep_checkpoints)
+        keeper.restore(trial for search in searches for trial in search.trials)
+        progress = Progress(console, searches, lanes.num_lanes)
+        search = JobSearch(searches, [tracker, keeper, progress, stopwatch])
+        try:
+            self._search_on_lanes(lanes, search, requests, tracker, progress)
+        finally:
+            search.close()
+            tracker.close()
+            delete(join(self._root, RAY_DIRECTORY))
+        note = results_markdown(read_results(self._client, self._job.name))
+        self._client.set_experiment_tag(self._experiment_id, "mlflow.note.content", note)
 
     def _open_tracker(self, searches: list[StudySearch]) -> Tracker:
         """Start the studies' runs, or go on with them; what won before is a winner no longer."""
@@ -110,8 +106,15 @@ class JobRun:
         return tracker
 
     def _search_on_lanes(
-        self, lanes: Lanes, search: JobSearch, tracker: Tracker, progress: Progress
+        self,
+        lanes: Lanes,
+        search: JobSearch,
+        requests: StopRequests,
+        tracker: Tracker,
+        progress: Progress,
     ) -> None:
+        if requests.interrupted:
+            raise JobInterruptedError(_interrupted_line(self._job, search))
         queue = ray.remote(num_cpus=0)(TrialQueue).remote()
 
         def stop(reason: str) -> None:
@@ -119,7 +122,7 @@ class JobRun:
             ray.get(queue.cancel_all.remote(reason))
 
         with (
-            StopRequests(stop, self._job.budget.hours) as requests,
+            requests.passed_to(stop, self._job.budget.hours),
             open_lanes(
                 lanes,
                 queue,
@@ -143,7 +146,7 @@ class JobRun:
                 raise
 
     def _run_tune(self, search: JobSearch, queue: ray.actor.ActorHandle, num_lanes: int) -> None:
-        if all(found.ended for found in search.searches):
+        if search.stop_reason is not None or all(found.ended for found in search.searches):
             return
         searcher = JobSearcher(search, self._make_task)
         trainable = tune.with_resources(
@@ -207,15 +210,6 @@ class JobRun:
             raise JobFailedError(f"{trial.id}: test evaluation {message.kind}: {message.reason}")
         metrics: dict[str, float | None] = message.metrics
         return metrics
-
-
-def _opening_line(job: Job, searches: list[StudySearch]) -> str:
-    num_ended = sum(trial.state.ended for search in searches for trial in search.trials)
-    num_trials = sum(search.num_trials for search in searches)
-    line = f"job {job.name}: {len(searches)} studies, {num_trials} trials"
-    if num_ended:
-        line += f", {num_ended} of which have ended already"
-    return f"{line}; starting Ray"
 
 
 def _interrupted_line(job: Job, search: JobSearch) -> str:

@@ -2,7 +2,8 @@
 
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -18,21 +19,13 @@ class StopRequests:
     The first SIGINT or SIGTERM stops the search in order; a second one raises KeyboardInterrupt.
     Signals are heard in the main thread only; elsewhere they keep their handlers.
 
-    Args:
-        stop: called once with the reason, in a thread of its own.
-        hours: the job's budget; None for no limit.
-
     Attributes:
         interrupted: whether a signal came.
         failure: why the job cannot go on, if it cannot.
     """
 
-    def __init__(self, stop: Callable[[str], None], hours: float | None = None) -> None:
-        self._stop = stop
-        self._budget_s = None if hours is None else hours * SECONDS_PER_HOUR
+    def __init__(self) -> None:
         self._requested = threading.Event()
-        self._closed = False
-        self._thread = threading.Thread(target=self._watch, name="stop-requests", daemon=True)
         self._handlers: dict[signal.Signals, object] = {}
         self.interrupted = False
         self.failure: str | None = None
@@ -42,11 +35,40 @@ class StopRequests:
         self.failure = reason
         self._requested.set()
 
+    @contextmanager
+    def passed_to(self, stop: Callable[[str], None], hours: float | None = None) -> Iterator[None]:
+        """Pass the first request on, an earlier one at once, while the context lasts.
+
+        Args:
+            stop: called once with the reason, in a thread of its own.
+            hours: the job's budget, from here on; None for no limit.
+        """
+        over = threading.Event()
+
+        def watch() -> None:
+            in_time = self._requested.wait(None if hours is None else hours * SECONDS_PER_HOUR)
+            if over.is_set():
+                return
+            if self.interrupted:
+                stop("interrupted")
+            elif self.failure is not None:
+                stop(self.failure)
+            elif not in_time:
+                stop("the budget is spent")
+
+        thread = threading.Thread(target=watch, name="stop-requests", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            self._requested.set()
+            thread.join()
+
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in STOP_SIGNALS:
                 self._handlers[number] = signal.signal(number, self._on_signal)
-        self._thread.start()
         return self
 
     def __exit__(
@@ -55,9 +77,6 @@ class StopRequests:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._closed = True
-        self._requested.set()
-        self._thread.join()
         for number, handler in self._handlers.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
@@ -66,14 +85,3 @@ class StopRequests:
             raise KeyboardInterrupt
         self.interrupted = True
         self._requested.set()
-
-    def _watch(self) -> None:
-        in_time = self._requested.wait(self._budget_s)
-        if self._closed:
-            return
-        if self.interrupted:
-            self._stop("interrupted")
-        elif self.failure is not None:
-            self._stop(self.failure)
-        elif not in_time:
-            self._stop("the budget is spent")

@@ -2,10 +2,13 @@
 
 from datetime import UTC, datetime
 
+import ray
+from mlflow.entities import Experiment
 from mlflow.tracking import MlflowClient
 from rich.console import Console
 
 from datasets import Dataset, open_dataset
+from tuner.cluster import connected, plan_lanes
 from tuner.errors import JobFileError
 from tuner.job import Job
 from tuner.job_run import JobRun
@@ -13,10 +16,11 @@ from tuner.objective import Objective, computable_objectives
 from tuner.results import JobResult, find_winners, read_results
 from tuner.resume import check_unchanged, only_driver, read_past_trials, store_job
 from tuner.search import StudySearch
+from tuner.stopping import StopRequests
 from tuner.stopwatch import Stopwatch
-from tuner.storage import absolute_uri, join, local_path
-from tuner.study import Study
-from tuner.tables import results_markdown, results_tables, time_table
+from tuner.storage import absolute_uri, join
+from tuner.study import PastTrial, Study
+from tuner.tables import results_tables, time_table
 from tuner.tracking import connect
 from tuner.tracking_store import default_uri
 
@@ -87,19 +91,24 @@ def run_job(
     datasets = check_datasets(job)
     digests = {name: dataset.digest for name, dataset in datasets.items()}
     storage = absolute_uri(job.storage)
-    client = _open_store(job.tracking.uri or default_uri(storage), storage)
-    experiment_id = _open_experiment(client, job, storage, fresh=fresh)
-    root = join(storage, job.name, experiment_id)
-    with only_driver(job, root):
-        check_unchanged(job, digests, root)
-        store_job(job, digests, root)
-        searches = _open_searches(job, datasets, client, experiment_id)
+    with only_driver(job, join(storage, job.name)):
+        client = connect(job.tracking.uri or default_uri(storage))
+        experiment = None if fresh else client.get_experiment_by_name(job.name)
+        past = {} if experiment is None else read_past_trials(client, experiment.experiment_id)
+        if experiment is not None and past:
+            check_unchanged(job, digests, join(storage, job.name, experiment.experiment_id))
+        searches = _open_searches(job, datasets, past)
         if not _is_finished(client, job, searches):
-            run = JobRun(job, job_file, datasets, client, experiment_id, root)
-            run.search_and_test(searches, console, stopwatch, verbose=verbose)
+            console.print(_opening_line(job, searches), highlight=False)
+            with StopRequests() as requests, connected(verbose=verbose):
+                lanes = plan_lanes(job.resources, ray.cluster_resources())
+                if experiment is None:
+                    experiment = _create_experiment(client, job, storage)
+                root = join(storage, job.name, experiment.experiment_id)
+                store_job(job, digests, root)
+                run = JobRun(job, job_file, datasets, client, experiment.experiment_id, root)
+                run.search_and_test(searches, lanes, requests, console, stopwatch)
         results = read_results(client, job.name)
-        note = results_markdown(results)
-        client.set_experiment_tag(experiment_id, "mlflow.note.content", note)
     console.print(*results_tables(results))
     console.print(time_table(searches))
     console.print(stopwatch.summary(), highlight=False)
@@ -107,9 +116,8 @@ def run_job(
 
 
 def _open_searches(
-    job: Job, datasets: dict[str, Dataset], client: MlflowClient, experiment_id: str
+    job: Job, datasets: dict[str, Dataset], past: dict[str, list[PastTrial]]
 ) -> list[StudySearch]:
-    past = read_past_trials(client, experiment_id)
     searches = []
     for name, dataset in datasets.items():
         for model in job.models:
@@ -126,26 +134,28 @@ def _is_finished(client: MlflowClient, job: Job, searches: list[StudySearch]) ->
     return {search.study.dataset for search in searches} <= find_winners(client, job.name).keys()
 
 
-def _open_store(tracking_uri: str, storage: str) -> MlflowClient:
-    path = local_path(storage)
-    if path is not None:
-        path.mkdir(parents=True, exist_ok=True)
-    return connect(tracking_uri)
+def _create_experiment(client: MlflowClient, job: Job, storage: str) -> Experiment:
+    """Create the job's experiment, archiving one of its name.
 
-
-def _open_experiment(client: MlflowClient, job: Job, storage: str, *, fresh: bool) -> str:
-    """Find the job's experiment or create it, its artefacts in the storage if MLflow is a file."""
+    Where MLflow runs on a file, artefacts lie in the storage.
+    """
     existing = client.get_experiment_by_name(job.name)
-    if existing is not None and not fresh:
-        return str(existing.experiment_id)
     if existing is not None:
         archived = f"{job.name}-archived-{datetime.now(UTC):%Y%m%dT%H%M%S}"
         client.rename_experiment(existing.experiment_id, archived)
     on_file = str(client.tracking_uri).startswith("sqlite:")
-    return str(
-        client.create_experiment(
-            job.name,
-            artifact_location=join(storage, "mlflow-artifacts", job.name) if on_file else None,
-            tags={"pwiser.job": job.name, "mlflow.experimentKind": "custom_model_development"},
-        )
+    experiment_id = client.create_experiment(
+        job.name,
+        artifact_location=join(storage, "mlflow-artifacts", job.name) if on_file else None,
+        tags={"pwiser.job": job.name, "mlflow.experimentKind": "custom_model_development"},
     )
+    return client.get_experiment(experiment_id)
+
+
+def _opening_line(job: Job, searches: list[StudySearch]) -> str:
+    num_ended = sum(trial.state.ended for search in searches for trial in search.trials)
+    num_trials = sum(search.num_trials for search in searches)
+    line = f"job {job.name}: {len(searches)} studies, {num_trials} trials"
+    if num_ended:
+        line += f", {num_ended} of which have ended already"
+    return f"{line}; starting Ray"

@@ -1,5 +1,7 @@
 """Fixtures of the tuner tests."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,3 +15,13 @@ def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     out: Path = tmp_path_factory.mktemp("prepared") / "tiny"
     synthesize(out=out, impressions=4_000, seed=0)
     return open_dataset(str(out))
+
+
+@pytest.fixture(autouse=True)
+def own_environment() -> Iterator[None]:
+    """Undo what a test, or a library that it imports, does to the environment variables."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)

@@ -29,7 +29,7 @@ def lanes(num_lanes: int, workers: int = 1, cpus: int = 1, gpus: float = 0.0) ->
 def test_as_many_lanes_as_the_cluster_holds(
     settings: dict[str, float], cpus: float, gpus: float, planned: Lanes
 ) -> None:
-    assert plan_lanes(ResourceSettings(**settings), cpus=cpus, gpus=gpus) == planned
+    assert plan_lanes(ResourceSettings(**settings), {"CPU": cpus, "GPU": gpus}) == planned
 
 
 @pytest.mark.parametrize(
@@ -65,5 +65,5 @@ def test_lanes_that_do_not_fit_are_refused(
     settings: dict[str, float], cpus: float, gpus: float, message: str
 ) -> None:
     with pytest.raises(ClusterError) as caught:
-        plan_lanes(ResourceSettings(**settings), cpus=cpus, gpus=gpus)
+        plan_lanes(ResourceSettings(**settings), {"CPU": cpus, "GPU": gpus})
     assert str(caught.value) == message

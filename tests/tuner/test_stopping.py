@@ -12,7 +12,7 @@ SOON_S = 5.0
 
 def test_a_signal_stops_the_search_and_a_second_one_ends_all() -> None:
     reasons: queue.Queue[str] = queue.Queue()
-    with StopRequests(reasons.put) as requests:
+    with StopRequests() as requests, requests.passed_to(reasons.put):
         os.kill(os.getpid(), signal.SIGTERM)
         assert reasons.get(timeout=SOON_S) == "interrupted"
         assert requests.interrupted
@@ -23,14 +23,14 @@ def test_a_signal_stops_the_search_and_a_second_one_ends_all() -> None:
 
 def test_the_handlers_of_before_are_back_after_it() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    with StopRequests(lambda _: None):
+    with StopRequests():
         assert signal.getsignal(signal.SIGINT) not in before
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 def test_a_spent_budget_stops_the_search_without_interrupting_it() -> None:
     reasons: queue.Queue[str] = queue.Queue()
-    with StopRequests(reasons.put, hours=1e-6) as requests:
+    with StopRequests() as requests, requests.passed_to(reasons.put, hours=1e-6):
         assert reasons.get(timeout=SOON_S) == "the budget is spent"
     assert not requests.interrupted
     assert requests.failure is None
@@ -38,7 +38,7 @@ def test_a_spent_budget_stops_the_search_without_interrupting_it() -> None:
 
 def test_a_failure_from_another_thread_stops_the_search_with_its_reason() -> None:
     reasons: queue.Queue[str] = queue.Queue()
-    with StopRequests(reasons.put, hours=1) as requests:
+    with StopRequests() as requests, requests.passed_to(reasons.put, hours=1):
         thread = threading.Thread(target=requests.fail, args=("no lane is left",))
         thread.start()
         assert reasons.get(timeout=SOON_S) == "no lane is left"
@@ -49,6 +49,14 @@ def test_a_failure_from_another_thread_stops_the_search_with_its_reason() -> Non
 
 def test_an_end_in_order_stops_nothing() -> None:
     reasons: queue.Queue[str] = queue.Queue()
-    with StopRequests(reasons.put, hours=1):
+    with StopRequests() as requests, requests.passed_to(reasons.put, hours=1):
         pass
     assert reasons.empty()
+
+
+def test_a_signal_that_came_early_is_passed_on_at_once() -> None:
+    reasons: queue.Queue[str] = queue.Queue()
+    with StopRequests() as requests:
+        os.kill(os.getpid(), signal.SIGINT)
+        with requests.passed_to(reasons.put):
+            assert reasons.get(timeout=SOON_S) == "interrupted"
