@@ -124,7 +124,8 @@ class FeatureEmbedding(nn.Module):
     def concatenate(self, ids_BF: Tensor, numericals_BN: Tensor) -> Features:
         """Return x_BD, all vectors side by side, in the form that a first linear layer reads."""
         if self.folding is None:
-            return self(ids_BF, numericals_BN).flatten(1)
+            vectors_BGE: Tensor = self(ids_BF, numericals_BN)
+            return vectors_BGE.flatten(1)
         return self.folding.concatenate(self, ids_BF, numericals_BN)
 
     def numerical_vectors(self, numericals_BN: Tensor) -> Tensor:

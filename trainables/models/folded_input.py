@@ -6,9 +6,9 @@ weights): its few vectors meet the weights once per step instead of once per imp
 
     concat_f(indicators_f @ vectors_f) @ W.T = concat_f(indicators_f) @ concat_f(vectors_f @ W_f.T)
 
-A categorical field's indicators are one-hot over its vocabulary, a numerical's is its value, that of
-a projection's bias is 1. They need no gradient, which saves the third product of a layer. Outputs
-and gradients equal the plain form's up to rounding.
+A categorical field's indicators are one-hot over its vocabulary, a numerical's is its value, that
+of a projection's bias is 1. They need no gradient, which saves the third product of a layer.
+Outputs and gradients equal the plain form's up to rounding.
 
 Shape suffixes: B batch, E embedding, D input (all fields), X indicators of the folded fields, Y
 input of the others, H hidden, R rows of one field's vectors, S width of one field's input.
@@ -41,7 +41,7 @@ class FoldedInput:
     def linear(self, weight_HD: Tensor, bias_H: Tensor | None) -> Tensor:
         """Return hidden_BH = x_BD @ weight_HD.T + bias_H."""
         # Taken apart at once: autograd would fill a whole gradient with zeros for every slice.
-        weights_HS = weight_HD.split(list(self.widths), dim=1)
+        weights_HS = torch.split(weight_HD, list(self.widths), dim=1)
         folded_XH = torch.cat(
             [_fold(vectors_RE, weights_HS[block]) for block, vectors_RE in self.vectors.items()]
         )
@@ -62,7 +62,8 @@ def _fold(vectors_RE: Tensor, weight_HS: Tensor) -> Tensor:
     if weight_HS.shape[1] == embedding_dim:
         return vectors_RE @ weight_HS.t()
     # Numericals with a direction each: vector r has its own E columns.
-    return torch.einsum("re,hre->rh", vectors_RE, weight_HS.unflatten(1, (num_rows, -1)))
+    weight_HRE = weight_HS.reshape(-1, num_rows, embedding_dim)
+    return torch.einsum("re,hre->rh", vectors_RE, weight_HRE)
 
 
 Features = Tensor | FoldedInput
