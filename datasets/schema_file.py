@@ -9,16 +9,17 @@ from pydantic import BaseModel, ValidationError
 from datasets.errors import SchemaError
 from datasets.schema import CategoricalField, Labels, NumericalField, Schema, SplitFractions
 
-__all__ = ["read_schema"]
+__all__ = ["UniqueKeyLoader", "read_schema"]
 
 
-class _Loader(yaml.SafeLoader):
+class UniqueKeyLoader(yaml.SafeLoader):
     """A safe loader that refuses a key written twice, of which YAML would keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Build a mapping whose keys all differ."""
         seen: set[object] = set()
         for key_node, _ in node.value:
-            key = key_node.value
+            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else key_node
             if key in seen:
                 raise yaml.MarkedYAMLError(
                     problem=f"key {key!r} is there twice", problem_mark=key_node.start_mark
@@ -35,7 +36,7 @@ def read_schema(path: str | Path) -> Schema:
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
-        content = yaml.load(text, Loader=_Loader)
+        content = yaml.load(text, Loader=UniqueKeyLoader)
     except OSError as error:
         reason = error.strerror or str(error)
         raise SchemaError(f"{path}: cannot read the schema ({reason}); give a YAML file") from error

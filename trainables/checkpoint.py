@@ -16,8 +16,13 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from datasets import Encoder, PwiserError
-from trainables.configuration import TrialConfiguration, build_model
+from datasets import DatasetError, Encoder, PwiserError
+from trainables.configuration import (
+    ConfigurationError,
+    TrialConfiguration,
+    build_model,
+    describe_faults,
+)
 from trainables.metrics import probabilities
 from trainables.models import Inputs
 
@@ -56,25 +61,37 @@ def load_checkpoint(
     Raises:
         CheckpointError: if a file is missing or damaged, or does not fit the model.
     """
-    description = _read_description(directory / CONFIGURATION_FILE)
+    file = directory / CONFIGURATION_FILE
+    description = _read_description(file)
     try:
         configuration = TrialConfiguration.model_validate(description["configuration"])
         inputs = Inputs(
             vocabulary_sizes=tuple(description["inputs"]["vocabulary_sizes"]),
             num_numericals=description["inputs"]["num_numericals"],
         )
-    except (KeyError, TypeError, ValidationError) as error:
+    except KeyError as error:
         raise CheckpointError(
-            f"{directory / CONFIGURATION_FILE}: not the configuration of a checkpoint "
-            f"({str(error).splitlines()[0]}); export it again"
+            f"{file}: not the configuration of a checkpoint (it has no {error}); export it again"
         ) from error
-    model = build_model(configuration, inputs)
+    except ValidationError as error:
+        reason = describe_faults(error, TrialConfiguration, "configuration")
+        raise CheckpointError(
+            f"{file}: not the configuration of a checkpoint ({reason}); export it again"
+        ) from error
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{file}: not the configuration of a checkpoint ({error}); export it again"
+        ) from error
+    try:
+        model = build_model(configuration, inputs)
+    except ConfigurationError as error:
+        raise CheckpointError(f"{file}: its model cannot be built: {error}") from error
     try:
         model.load_state_dict(safetensors.torch.load_file(directory / WEIGHTS_FILE))
     except (OSError, safetensors.SafetensorError, RuntimeError) as error:
         raise CheckpointError(
             f"{directory / WEIGHTS_FILE}: cannot be read as the weights of {configuration.model!r} "
-            f"({str(error).splitlines()[0]}); export it again"
+            f"({' '.join(str(error).split())[:300]}); export it again"
         ) from error
     return configuration, model.to(device).eval()
 
@@ -105,7 +122,10 @@ class Predictor:
     def __init__(self, directory: Path, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
         self.configuration, self.model = load_checkpoint(directory, self.device)
-        self.encoder = Encoder.load(str(directory))
+        try:
+            self.encoder = Encoder.load(str(directory))
+        except DatasetError as error:
+            raise CheckpointError(f"{error} (a checkpoint becomes one by pwiser export)") from error
 
     @torch.no_grad()
     def predict(self, table: pa.Table | pd.DataFrame) -> dict[str, np.ndarray]:

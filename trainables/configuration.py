@@ -8,10 +8,17 @@ import importlib
 import inspect
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PydanticUserError,
+    ValidationError,
+    create_model,
+)
 
 from datasets import PwiserError
 from trainables.execution import Folding, Precision
@@ -38,9 +45,15 @@ class ConfigurationError(PwiserError):
 
 
 class Settings(BaseModel):
-    """The base of every section: frozen, and unknown keys are refused."""
+    """The base of every section: frozen; unknown keys and numbers without end are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        validate_default=True,
+        protected_namespaces=(),
+    )
 
 
 class LossSettings(Settings):
@@ -89,8 +102,8 @@ def find_model(name: str) -> type[torch.nn.Module]:
     """
     if name in MODELS:
         return MODELS[name]
-    module_name, colon, class_name = name.partition(":")
-    if not colon:
+    module_name, _, class_name = name.partition(":")
+    if not (module_name and class_name):
         raise ConfigurationError(
             f"models: {name!r} is no model; choose from {', '.join(MODELS)}, "
             "or name your own as module:Class"
@@ -98,10 +111,15 @@ def find_model(name: str) -> type[torch.nn.Module]:
     try:
         found = getattr(importlib.import_module(module_name), class_name, None)
     except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigurationError(
-            f"models: {name!r} cannot be imported ({type(error).__name__}: {error}); "
-            f"put the directory of {module_name!r} on PYTHONPATH"
+            f"models: {name!r} cannot be imported ({reason}); "
+            f"mend it, or put the directory of {module_name!r} on PYTHONPATH"
         ) from error
+    if found is None:
+        raise ConfigurationError(
+            f"models: {name!r}: module {module_name!r} has no {class_name!r}; name a class of its"
+        )
     if not (inspect.isclass(found) and issubclass(found, torch.nn.Module)):
         raise ConfigurationError(f"models: {name!r} is no torch.nn.Module; name a class of one")
     if getattr(found, "num_heads", None) not in {1, 2}:
@@ -117,10 +135,17 @@ def settings_of(name: str) -> type[Settings]:
     """Derive the strict settings class of a model from its constructor's keyword-only arguments.
 
     Raises:
-        ConfigurationError: if the model is unknown, or an argument has no annotation or default.
+        ConfigurationError: if the model is unknown, or an argument has no annotation or default,
+            or none that a job file could give.
     """
     fields: dict[str, Any] = {}
-    signature = inspect.signature(find_model(name).__init__, eval_str=True)
+    model = find_model(name)
+    try:
+        signature = inspect.signature(model.__init__, eval_str=True)
+    except NameError as error:
+        raise ConfigurationError(
+            f"models: an annotation of {name!r} cannot be resolved ({error}); import it at run time"
+        ) from error
     for parameter in signature.parameters.values():
         if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
             continue
@@ -129,7 +154,13 @@ def settings_of(name: str) -> type[Settings]:
                 f"models: argument {parameter.name!r} of {name!r} needs an annotation and a default"
             )
         fields[parameter.name] = (parameter.annotation, parameter.default)
-    return create_model("ModelSettings", __base__=Settings, **fields)
+    try:
+        return create_model("ModelSettings", __base__=Settings, **fields)
+    except (NameError, TypeError, PydanticUserError) as error:
+        raise ConfigurationError(
+            f"models: the arguments of {name!r} cannot be settings ({str(error).splitlines()[0]}); "
+            "use names and types that YAML can hold"
+        ) from error
 
 
 class TrialConfiguration(Settings):
@@ -206,8 +237,32 @@ def build_model(configuration: TrialConfiguration, inputs: Inputs) -> torch.nn.M
     """
     try:
         return find_model(configuration.model)(inputs, **configuration.model_settings)
-    except (TypeError, ValueError) as error:
-        raise ConfigurationError(f"model: {configuration.model}: {error}") from error
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigurationError(f"model: {configuration.model}: {reason}") from error
+
+
+_DEMANDS = {
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "dict_type": "must be a mapping of keys to values",
+    "finite_number": "must be a finite number",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "greater_than": "must be above {gt:g}",
+    "greater_than_equal": "must be at least {ge:g}",
+    "int_from_float": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_type": "must be a whole number",
+    "less_than_equal": "must be at most {le:g}",
+    "literal_error": "must be one of {expected}",
+    "model_type": "must be a mapping of keys to values (leave it out for the defaults)",
+    "string_too_long": "must have at most {max_length} characters",
+    "string_type": "must be text",
+    "too_short": "must not be empty",
+    "tuple_type": "must be a list",
+}
+"""What pydantic's kinds of faults demand, in the words of a job file."""
 
 
 def describe_faults(error: ValidationError, known: type[BaseModel], section: str = "") -> str:
@@ -217,24 +272,27 @@ def describe_faults(error: ValidationError, known: type[BaseModel], section: str
         path = ".".join(str(part) for part in ((section,) if section else ()) + fault["loc"])
         if fault["type"] == "extra_forbidden":
             fields = ", ".join(_fields_at(known, fault["loc"][:-1]))
-            faults.append(f"{path}: unknown key; the known ones are {fields}")
+            problem = f"unknown key; the known ones are {fields or 'none'}"
         elif fault["type"] == "missing":
-            faults.append(f"{path}: missing; add it")
+            problem = "missing; add it"
+        elif fault["type"] == "value_error":
+            problem = fault["msg"].removeprefix("Value error, ")
         else:
-            message = fault["msg"].removeprefix("Value error, ")
-            message = message[:1].lower() + message[1:]
-            faults.append(f"{path}: {message}, got {fault['input']!r}")
+            demand = _DEMANDS.get(fault["type"], "").format_map(fault.get("ctx", {}))
+            message = demand or fault["msg"][:1].lower() + fault["msg"][1:]
+            problem = f"{message}, got {fault['input']!r}"
+        faults.append(f"{path}: {problem}" if path else problem)
     return "; ".join(faults)
 
 
 def _fields_at(known: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    found: Any = known
     for part in location:
-        field = known.model_fields.get(str(part))
-        if field is not None and inspect.isclass(field.annotation):
-            if not issubclass(field.annotation, BaseModel):
-                break
-            known = field.annotation
-    return list(known.model_fields)
+        if get_origin(found) is dict:
+            found = get_args(found)[1]
+        else:
+            found = found.model_fields[str(part)].annotation
+    return list(found.model_fields)
 
 
 def _checked(known: type[Section], values: dict[str, Any], name: str) -> Section:

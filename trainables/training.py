@@ -285,7 +285,7 @@ def _parallel(model: nn.Module, workers: Workers) -> nn.Module:
 
 
 def _evaluation_steps(steps_per_epoch: int, settings: TrainingSettings) -> list[int]:
-    per_epoch = max(round(1 / settings.evaluate_every), 1)
+    per_epoch = min(max(round(1 / settings.evaluate_every), 1), steps_per_epoch)
     stops = {
         epoch * steps_per_epoch + -(-steps_per_epoch * part // per_epoch)
         for epoch in range(settings.epochs)

@@ -1,5 +1,6 @@
 """Which checkpoints a job keeps, and the removal of all others while it runs."""
 
+from collections.abc import Iterable
 from typing import Literal
 
 from tuner.messages import Report
@@ -38,6 +39,12 @@ class CheckpointKeeper:
         self._storage = storage
         self._keep = keep
         self._stored: dict[str, list[Trial]] = {}
+
+    def restore(self, trials: Iterable[Trial]) -> None:
+        """Take over the checkpoints that an earlier process kept."""
+        for trial in trials:
+            if trial.state.ended and trial.best is not None:
+                self._stored.setdefault(trial.study.name, []).append(trial)
 
     def trial_started(self, trial: Trial) -> None:
         """Nothing is stored yet."""

@@ -39,7 +39,7 @@ class JobSearch:
     ) -> None:
         self.searches = list(searches)
         self._observers = list(observers)
-        self._open = list(self.searches)
+        self._open = [search for search in self.searches if not search.ended]
         self.stop_reason: str | None = None
 
     @property
@@ -103,7 +103,7 @@ class JobSearch:
         search.tell(trial)
         for observer in self._observers:
             observer.trial_ended(trial)
-        if search.exhausted and all(other.state.ended for other in search.trials):
+        if search.ended:
             self._end_study(search)
 
     def _end_study(self, search: StudySearch) -> None:

@@ -117,16 +117,15 @@ def _best(search: StudySearch) -> str:
 
 
 def _point(trial: Trial) -> str:
-    loss = trial.configuration.loss
+    """Name what the search chose, by the last parts of the paths."""
     if trial.baseline:
-        return f"alpha {loss.alpha:.4g}"
-    point = f"alpha {loss.alpha:.4g} m1 {loss.m1:.3g} m2 {loss.m2:.3g}"
-    others = [
-        f"{path.partition('.')[2]} {value:.4g}" if isinstance(value, float) else f"{path} {value}"
+        return "alpha 0"
+    return " ".join(
+        f"{path.rpartition('.')[2]} {value:.4g}"
+        if isinstance(value, float)
+        else f"{path.rpartition('.')[2]} {value}"
         for path, value in trial.params.items()
-        if not path.startswith("loss.")
-    ]
-    return " ".join([point, *others])
+    )
 
 
 def _clock(seconds: float | None) -> str:

@@ -16,6 +16,7 @@ __all__ = [
     "DatasetResult",
     "JobResult",
     "find_experiment",
+    "find_winners",
     "read_results",
 ]
 
@@ -78,11 +79,11 @@ def find_experiment(client: MlflowClient, job: str) -> Experiment:
     return experiment
 
 
-def read_results(client: MlflowClient, job: str) -> JobResult:
-    """Read the winners of a finished job.
+def find_winners(client: MlflowClient, job: str) -> dict[str, Run]:
+    """Find the winners' runs of a job, by dataset, in the order of the job file.
 
     Raises:
-        JobNotFoundError: if the job is unknown, or has no winner yet.
+        JobNotFoundError: if the job is unknown.
     """
     experiment = find_experiment(client, job)
     winners = client.search_runs(
@@ -90,13 +91,23 @@ def read_results(client: MlflowClient, job: str) -> JobResult:
         filter_string="tags.`pwiser.winner` = 'true'",
         order_by=["attributes.start_time ASC"],
     )
+    return {run.data.tags["pwiser.dataset"]: run for run in winners}
+
+
+def read_results(client: MlflowClient, job: str) -> JobResult:
+    """Read the winners of a finished job.
+
+    Raises:
+        JobNotFoundError: if the job is unknown, or has no winner yet.
+    """
+    winners = find_winners(client, job)
     if not winners:
         raise JobNotFoundError(
             f"job {job!r}: has no winner yet; it is still running or was stopped (see pwiser ui)"
         )
     return JobResult(
         job=job,
-        datasets={run.data.tags["pwiser.dataset"]: _dataset_result(client, run) for run in winners},
+        datasets={name: _dataset_result(client, run) for name, run in winners.items()},
     )
 
 

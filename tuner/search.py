@@ -1,7 +1,10 @@
 """The search of one study: an Optuna study that proposes trials and hears what became of them."""
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy as np
 import optuna
 from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
@@ -9,7 +12,7 @@ from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from tuner.job import Job, SearchSettings
 from tuner.messages import Seconds
 from tuner.space import PAPER_POINT
-from tuner.study import Study, Trial, TrialState
+from tuner.study import PastTrial, Study, Trial, TrialState
 
 __all__ = ["StudySearch"]
 
@@ -33,6 +36,11 @@ class StudySearch:
     Args:
         study: what is searched.
         job: its space, sampler, pruner, objectives and number of trials.
+
+    Attributes:
+        trials: all so far, by number.
+        num_trials: that there will be.
+        past_runs: MLflow run ids of the trials that `restore` took over, by trial id.
     """
 
     def __init__(self, study: Study, job: Job) -> None:
@@ -44,10 +52,11 @@ class StudySearch:
         self._optuna = optuna.create_study(
             study_name=study.name,
             directions=["maximize"] * len(self.settings.objectives),
-            sampler=_sampler(self.settings),
             pruner=_pruner(self.settings),
         )
         self._asked: dict[int, optuna.Trial] = {}
+        self._unended: deque[Trial] = deque()
+        self.past_runs: dict[str, str] = {}
         self._points = [self.space.fixed_point(point) for point in (BASELINE_POINT, PAPER_POINT)]
         self.num_trials = self.settings.trials
         if self.settings.sampler == "grid":
@@ -57,7 +66,12 @@ class StudySearch:
     @property
     def exhausted(self) -> bool:
         """Whether every trial of the study has been proposed."""
-        return len(self.trials) >= self.num_trials
+        return len(self.trials) >= self.num_trials and not self._unended
+
+    @property
+    def ended(self) -> bool:
+        """Whether every trial of the study has ended."""
+        return self.exhausted and all(trial.state.ended for trial in self.trials)
 
     @property
     def seconds(self) -> Seconds:
@@ -67,14 +81,54 @@ class StudySearch:
         )
 
     def ask(self) -> Trial | None:
-        """Propose the next trial; None once the study has all of its trials."""
-        number = len(self.trials)
+        """Propose the next trial; None once the study has all of its trials.
+
+        After `restore`, the trials that had no end come first, each with its own number.
+        """
+        if self._unended:
+            return self._unended.popleft()
         if self.exhausted:
             return None
-        params = self._points[number] if number < len(self._points) else None
+        number = len(self.trials)
+        return self._propose(self._points[number] if number < len(self._points) else None)
+
+    def restore(self, past: Sequence[PastTrial]) -> None:
+        """Take over the trials of an earlier process; those without an end will be proposed again.
+
+        Optuna hears of every evaluation and every end anew, so that sampler and pruner decide from
+        here on as they would have.
+
+        Args:
+            past: any order; each number at most once. A number that is missing is proposed anew.
+        """
+        by_number = {trial.number: trial for trial in past}
+        for number in range(min(max(by_number, default=-1) + 1, self.num_trials)):
+            found = by_number.get(number)
+            point = self._points[number] if number < len(self._points) else None
+            trial = self._propose(point if found is None else found.params)
+            if found is not None:
+                self.past_runs[trial.id] = found.run_id
+            if found is None or not found.state.ended:
+                self._unended.append(trial)
+                continue
+            for report in found.reports:
+                trial.record(report)
+                self.should_prune(trial)
+            trial.state = found.state
+            trial.failure = found.failure
+            self.tell(trial)
+
+    def _propose(self, params: dict[str, Any] | None) -> Trial:
+        """Make the next trial, from Optuna where `params` are not given.
+
+        Every proposal has a seed of its own, so that it does not matter in which process the ones
+        before it were made.
+        """
+        number = len(self.trials)
         if params is None or (number > 0 and self.space.contains(params)):
             if params is not None:
                 self._optuna.enqueue_trial(params)
+            self._optuna.sampler = _sampler(self.settings, number)
             self._asked[number] = self._optuna.ask(self.space.distributions)
             params = self._asked[number].params
         configuration = self.space.configuration(params)
@@ -111,8 +165,9 @@ class StudySearch:
             self._optuna.tell(asked, state=optuna.trial.TrialState.FAIL)
 
 
-def _sampler(settings: SearchSettings) -> BaseSampler:
-    return SAMPLERS[settings.sampler](settings.seed)
+def _sampler(settings: SearchSettings, number: int) -> BaseSampler:
+    seed = np.random.SeedSequence((settings.seed, number)).generate_state(1)[0]
+    return SAMPLERS[settings.sampler](int(seed))
 
 
 def _pruner(settings: SearchSettings) -> BasePruner:

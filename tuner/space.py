@@ -91,22 +91,31 @@ class SearchSpace:
         )
 
     def fixed_point(self, point: Mapping[str, Any]) -> dict[str, Any]:
-        """Give every dimension the value of `point`, or the base's where `point` has none."""
+        """Give every dimension the value of `point`, or the base's where `point` has none.
+
+        A value of the loss stands even outside its dimension, being what the point is about; any
+        other gives way to the base's there.
+        """
         params = {}
         for path in self.dimensions:
-            value = point.get(path, _field_value(self.base, path))
+            value = point.get(path)
+            if value is None or not (path.startswith("loss.") or self._holds(path, value)):
+                value = _field_value(self.base, path)
             choice = _choice(value)
             params[path] = choice if choice in self._values.get(path, {}) else value
         return params
 
     def contains(self, params: Mapping[str, Any]) -> bool:
         """Whether every parameter lies within its dimension."""
-        return all(
-            params[path] in self._values[path]
-            if path in self._values
-            else dimension.low <= params[path] <= dimension.high
-            for path, dimension in self.dimensions.items()
-        )
+        return all(self._holds(path, params[path]) for path in self.dimensions)
+
+    def _holds(self, path: str, value: Any) -> bool:  # noqa: ANN401 - any field of any model
+        if path in self._values:
+            return _choice(value) in self._values[path]
+        dimension = self.dimensions[path]
+        assert dimension.low is not None
+        assert dimension.high is not None
+        return bool(dimension.low <= value <= dimension.high)
 
     def grid(self) -> list[dict[str, Any]]:
         """List every point of the grid, the last dimension changing first.

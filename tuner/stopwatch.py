@@ -39,10 +39,9 @@ class Stopwatch:
     def study_ended(self, search: StudySearch) -> None:
         """Of no concern here."""
 
-    def summary(self, num_lanes: int) -> str:
+    def summary(self) -> str:
         """Say the wall times on one line."""
-        start_up = "-" if self.start_up_s is None else f"{self.start_up_s:.1f} s"
-        return (
-            f"whole job {self.elapsed_s:.1f} s on {num_lanes} lane(s), "
-            f"{start_up} of it before the first trial began"
-        )
+        line = f"{self.elapsed_s:.1f} s in all"
+        if self.start_up_s is not None:
+            line += f", {self.start_up_s:.1f} s of it before the first trial began"
+        return line

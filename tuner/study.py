@@ -8,7 +8,7 @@ from trainables.configuration import TrialConfiguration
 from tuner.messages import Report
 from tuner.objective import Objective, objective_values, score
 
-__all__ = ["Study", "Trial", "TrialState", "choose_winner"]
+__all__ = ["PastTrial", "Study", "Trial", "TrialState", "choose_winner"]
 
 
 class TrialState(StrEnum):
@@ -100,6 +100,23 @@ class Trial:
         self.last = report
         if self.best_score is None or self.score_of(report) > self.best_score:
             self.best = report
+
+
+@dataclass(frozen=True, kw_only=True)
+class PastTrial:
+    """What an earlier process left of a trial.
+
+    Attributes:
+        state: `RUNNING` for a trial that has to be run again.
+        reports: its evaluations in order; the metrics of all but the best are only their score.
+    """
+
+    number: int
+    run_id: str
+    params: dict[str, Any]
+    state: TrialState
+    reports: tuple[Report, ...] = ()
+    failure: str | None = None
 
 
 def choose_winner(trials: list[Trial]) -> Trial | None:

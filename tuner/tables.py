@@ -73,7 +73,7 @@ def time_table(searches: list[StudySearch]) -> Table:
         title="lane time in seconds", title_justify="left", box=SIMPLE_HEAD, pad_edge=False
     )
     table.add_column("study", overflow="fold")
-    for heading in ("trials", "set-up", "training", "evaluation", "overhead", "a trial"):
+    for heading in ("trials", "set-up", "training", "eval.", "overhead", "each"):
         table.add_column(heading, justify="right", no_wrap=True)
     for search in searches:
         seconds = search.seconds

@@ -40,6 +40,7 @@ STATUSES = {
 MLFLOW_RETRIES = "2"  # MLflow's own 7 keep a user waiting for minutes; a tracker tries for ever
 RETRY_FIRST_S = 0.5
 RETRY_LONGEST_S = 30.0
+BUSY_STATUSES = {408, 429}  # below 500, and yet worth another try
 MAX_TAG_LENGTH = 5000
 DIGEST_LENGTH = 36  # MLflow keeps no longer digest of an input; the tag has all of it
 
@@ -86,11 +87,16 @@ class Tracker:
         self._job = job
         self._storage = storage
         self._runs: dict[str, str] = {}
+        self._tried: set[str] = set()
         self._datasets: dict[str, Dataset] = {}
         self._calls: queue.Queue[Callable[[], object] | None] = queue.Queue()
         self._thread = threading.Thread(target=self._write, name="tracking", daemon=True)
         self._thread.start()
         self.failure: str | None = None
+
+    def restore(self, runs: Mapping[str, str]) -> None:
+        """Go on with the runs of an earlier process, by study name and trial id."""
+        self._runs.update(runs)
 
     def start_study(self, study: Study, dataset: Dataset, job_file: str) -> None:
         """Open a study's parent run."""
@@ -112,6 +118,7 @@ class Tracker:
             "pwiser.trial": str(trial.number),
             "pwiser.baseline": str(trial.baseline).lower(),
             "pwiser.configuration": trial.configuration.model_dump_json(),
+            "pwiser.params": json.dumps(trial.params),
         }
         params = [
             Param(path.removeprefix("loss."), str(value)) for path, value in _params(trial).items()
@@ -201,8 +208,20 @@ class Tracker:
             "mlflow.source.name": "pwiser tune",
         }
 
+    def _adopt(self, key: str, tags: Mapping[str, str]) -> None:
+        names = ("pwiser.kind", "pwiser.study", "pwiser.trial")
+        wanted = [f"tags.`{name}` = '{tags[name]}'" for name in names if name in tags]
+        found = self._client.search_runs([self._experiment_id], filter_string=" and ".join(wanted))
+        if found:
+            self._runs[key] = found[0].info.run_id
+
     def _start(self, key: str, name: str, tags: dict[str, str], dataset: Dataset) -> None:
-        if key not in self._runs:  # a retry after a failure half-way makes no second run
+        if key in self._tried:  # the run may be there although its answer was lost
+            self._adopt(key, tags)
+        self._tried.add(key)
+        if key in self._runs:  # of an earlier process, or of a call that failed half-way
+            self._client.update_run(self._runs[key], status="RUNNING")
+        else:
             run = self._client.create_run(self._experiment_id, run_name=name, tags=tags)
             self._runs[key] = run.info.run_id
         source = json.dumps({"uri": dataset.uri})
@@ -245,7 +264,8 @@ class Tracker:
             try:
                 call()
             except MlflowException as error:
-                if int(error.get_http_status_code()) < 500:  # type: ignore[no-untyped-call]
+                status = int(error.get_http_status_code())  # type: ignore[no-untyped-call]
+                if status < 500 and status not in BUSY_STATUSES:
                     self.failure = f"tracking: the store refused a record ({error.message})"
                     logger.error(self.failure)
                     return

@@ -11,8 +11,11 @@ from torch import Tensor, distributed
 from torch.distributed import ProcessGroup
 from torch.nn.parallel import DistributedDataParallel
 
+from trainables.configuration import LossSettings, TrainingSettings, TrialConfiguration
 from trainables.loss import pwiser, training_loss
 from trainables.models import MODELS, Inputs
+from trainables.training import DeviceImpressions, TrainingError, predict_logits, train
+from trainables.workers import Workers
 
 NUM_ROWS = 64
 STEPS = 5
@@ -93,6 +96,71 @@ def take_gradients(rank: int, world_size: int, group: ProcessGroup | None) -> di
     return results
 
 
+def make_split(num_rows: int, seed: int) -> DeviceImpressions:
+    generator = torch.Generator().manual_seed(seed)
+    ids_NF = torch.randint(5, (num_rows, 2), generator=generator)
+    numericals_ND = torch.randn(num_rows, 3, generator=generator)
+    clicks_N = torch.rand(num_rows, generator=generator) < 0.2 + 0.1 * ids_NF[:, 0]
+    conversions_N = clicks_N & (torch.rand(num_rows, generator=generator) < 0.3)
+    return DeviceImpressions(ids_NF, numericals_ND, clicks_N.byte(), conversions_N.byte())
+
+
+def run_trials(rank: int, world_size: int, group: ProcessGroup | None) -> dict[str, Tensor]:
+    """Train by trainables.train on 320 rows, 5 steps of 64, with valid splits of any length."""
+    results = {}
+    workers = Workers(device=torch.device("cpu"), group=group)
+    inputs = Inputs(vocabulary_sizes=(5, 9), num_numericals=3)
+    training = TrainingSettings(epochs=1, batch_size=64, precision="float32", evaluate_every=0.6)
+    variants = {name: VARIANTS[name] for name in ("mmoe", "dnn")}
+    normalised = {"mmoe batch norm": ("mmoe", VARIANTS["mmoe"][1] | {"batch_norm": True})}
+    for variant, (architecture, settings) in (variants | normalised).items():
+        configuration = TrialConfiguration.create(
+            architecture,
+            settings | {"embedding_dim": 4},
+            training=training,
+            loss=LossSettings(alpha=0.7),
+        )
+        valid = make_split(37, seed=1)
+        evaluations = train(configuration, inputs, make_split(5 * 64, seed=0), valid, workers)
+        for evaluation, model in evaluations:
+            key = f"{variant} {evaluation.step}"
+            losses = (evaluation.train_loss, evaluation.train_bce, evaluation.train_pwiser)
+            results[f"{key} losses"] = torch.tensor(losses, dtype=torch.float64)
+            metrics = [value for value in evaluation.metrics.values() if value is not None]
+            results[f"{key} metrics"] = torch.tensor(metrics, dtype=torch.float64)
+            agree = [None] * world_size
+            if group is not None:
+                distributed.all_gather_object(agree, (losses, evaluation.metrics), group=group)
+                assert agree == [(losses, evaluation.metrics)] * world_size
+            for num_rows in (1, 2, 37, 64):
+                rows = make_split(num_rows, seed=num_rows)
+                results[f"{key} logits {num_rows}"] = predict_logits(model, rows, workers)
+            if variant not in normalised:  # a bias before batch norm has no gradient but rounding
+                for name, value in model.state_dict().items():
+                    results[f"{key} {name}"] = value.clone()
+    if world_size > 1:
+        too_few = train(configuration, inputs, make_split(1, seed=0), valid, workers)
+        try:
+            next(too_few)
+        except TrainingError as error:
+            expected = "1 train impressions cannot feed 2 workers; lower resources.workers_per_lane"
+            assert str(error) == expected, error
+        else:
+            raise AssertionError("one row fed two workers")
+    return results
+
+
+def gather_shares(rank: int, world_size: int, group: ProcessGroup | None) -> dict[str, Tensor]:
+    workers = Workers(device=torch.device("cpu"), group=group)
+    assert (workers.rank, workers.size) == (rank, world_size)
+    results = {}
+    for num_rows in range(7):
+        rows_BT = torch.arange(2.0 * num_rows).view(num_rows, 2)
+        share = workers.share_of(num_rows)
+        results[f"{num_rows} rows"] = workers.gather_rows(rows_BT[share], num_rows)
+    return results
+
+
 def main(scenario: str, rank: int, world_size: int, init_file: str, out_file: str) -> None:
     torch.set_num_threads(1)
     group = None
@@ -101,7 +169,13 @@ def main(scenario: str, rank: int, world_size: int, init_file: str, out_file: st
             "gloo", init_method=f"file://{init_file}", rank=rank, world_size=world_size
         )
         group = distributed.group.WORLD
-    run = {"models": train_models, "loss": take_gradients}[scenario]
+    scenarios = {
+        "models": train_models,
+        "loss": take_gradients,
+        "trials": run_trials,
+        "workers": gather_shares,
+    }
+    run = scenarios[scenario]
     results = run(rank, world_size, group)
     if rank == 0:
         torch.save(results, out_file)

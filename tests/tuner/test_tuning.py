@@ -234,11 +234,27 @@ def test_an_existing_export_is_left_alone(
     assert list(out.iterdir()) == []
 
 
-def test_a_job_of_the_same_name_is_refused(
+def test_a_finished_job_shows_its_results_again_and_trains_nothing(
     shop_job: Workshop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert pwiser(monkeypatch, "tune", str(shop_job.directory / "shop-job.yaml")) == 2
-    assert "name: job 'shop-job' is in the tracking store already" in capsys.readouterr().err
+    before = best(shop_job, "shop-job", capsys)
+    assert pwiser(monkeypatch, "tune", str(shop_job.directory / "shop-job.yaml")) == 0
+    assert "starting Ray" not in capsys.readouterr().out
+    assert best(shop_job, "shop-job", capsys) == before
+    assert len(shop_job.trials("shop-job")) == 8
+
+
+def test_a_begun_job_refuses_a_changed_file(
+    shop_job: Workshop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = yaml.safe_load((shop_job.directory / "shop-job.yaml").read_text())
+    changed = shop_job.directory / "changed.yaml"
+    changed.write_text(yaml.safe_dump(job | {"loss": {"gate": "literal"}}))
+    assert pwiser(monkeypatch, "tune", str(changed)) == 2
+    assert (
+        "name: job 'shop-job' was begun with other settings (loss.gate was hinge, is literal); "
+        "undo the change (only search.trials and budget.hours may grow)"
+    ) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("sampler", ["random", "grid"])
@@ -355,12 +371,10 @@ def test_a_spent_budget_ends_the_search_with_a_winner(
     assert any(run.data.tags.get("pwiser.winner") == "true" for run in trials)
 
 
-def test_an_interrupt_closes_every_run_and_leaves_no_process(workshop: Workshop) -> None:
-    job = workshop.write_job(
-        name="interrupted",
-        models=["dnn"],
-        search={"sampler": "random", "trials": 10_000, "pruner": "none"},
-    )
+SPACE = {"loss.alpha": {"values": [0.01, 0.03, 0.1]}, "loss.m1": {"values": [0.1, 0.3]}}
+
+
+def start_tune(job: Path) -> subprocess.Popen[str]:
     process = subprocess.Popen(
         [sys.executable, "-m", "tuner", "tune", str(job)],
         stdout=subprocess.PIPE,
@@ -369,19 +383,92 @@ def test_an_interrupt_closes_every_run_and_leaves_no_process(workshop: Workshop)
         start_new_session=True,
     )
     assert process.stdout is not None
-    assert process.stderr is not None
-    assert process.stdout.readline().startswith("job interrupted: 1 studies of 10000 trials")
-    process.stdout.readline()  # the first trial has ended
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert errors.startswith("pwiser: job 'interrupted' was interrupted")
-    assert "Traceback" not in errors
-    assert all(run.info.status != "RUNNING" for run in workshop.runs("interrupted"))
-    deadline = time.monotonic() + 30
-    while processes_of_session(process.pid):
-        assert time.monotonic() < deadline, processes_of_session(process.pid)
+    assert process.stdout.readline().startswith("job ")
+    return process
+
+
+def end_first_trials(process: subprocess.Popen[str], number: int) -> None:
+    """Wait until so many trials have ended."""
+    assert process.stdout is not None
+    for _ in range(number):
+        assert " done, best " in process.stdout.readline()
+
+
+def assert_no_process_is_left(session: int) -> None:
+    deadline = (
+        time.monotonic() + 120
+    )  # Ray's agents notice after a minute that its raylet was killed
+    while processes_of_session(session):
+        assert time.monotonic() < deadline, processes_of_session(session)
         time.sleep(0.2)
+
+
+def facts(trials: list[Run]) -> list[tuple[dict[str, str], str, dict[str, float]]]:
+    """What must not depend on interruptions: all but the clock."""
+    return [
+        (
+            run.data.params,
+            run.data.tags["pwiser.state"],
+            {name: value for name, value in run.data.metrics.items() if "time/" not in name},
+        )
+        for run in trials
+    ]
+
+
+def test_an_interrupted_and_a_killed_job_go_on_to_what_an_undisturbed_one_finds(
+    workshop: Workshop, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = {"sampler": "grid", "trials": 8, "space": SPACE}
+    training = SMALL["training"] | {"epochs": 20, "evaluate_every": 0.2}
+    jobs = {
+        name: workshop.write_job(name=name, models=["dnn"], search=search, training=training)
+        for name in ("undisturbed", "disturbed")
+    }
+    assert pwiser(monkeypatch, "tune", str(jobs["undisturbed"])) == 0
+
+    interrupted = start_tune(jobs["disturbed"])
+    end_first_trials(interrupted, 2)
+    interrupted.send_signal(signal.SIGINT)
+    _, errors = interrupted.communicate(timeout=120)
+    assert interrupted.returncode == 130
+    assert errors.startswith("pwiser: job 'disturbed' was interrupted after ")
+    assert "the same command goes on with it, --fresh starts anew" in errors
+    assert "Traceback" not in errors
+    assert all(run.info.status != "RUNNING" for run in workshop.runs("disturbed"))
+    assert_no_process_is_left(interrupted.pid)
+
+    killed = start_tune(jobs["disturbed"])
+    end_first_trials(killed, 2)
+    killed.kill()
+    killed.communicate(timeout=120)
+
+    assert pwiser(monkeypatch, "tune", str(jobs["disturbed"])) == 0
+    undisturbed, disturbed = workshop.trials("undisturbed"), workshop.trials("disturbed")
+    assert [run.data.tags["pwiser.trial"] for run in disturbed] == [str(n) for n in range(8)]
+    assert facts(disturbed) == facts(undisturbed)
+    winners = [
+        [run.data.tags.get("pwiser.winner") for run in trials]
+        for trials in (undisturbed, disturbed)
+    ]
+    assert winners[0] == winners[1]
+    assert winners[0].count("true") == 1
+    assert_no_process_is_left(killed.pid)
+
+
+def test_a_running_job_refuses_a_second_process(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search = {"sampler": "random", "trials": 10_000, "pruner": "none"}
+    job = workshop.write_job(name="running", models=["dnn"], search=search)
+    process = start_tune(job)
+    try:
+        assert pwiser(monkeypatch, "tune", str(job)) == 2
+        assert "name: job 'running' is running already" in capsys.readouterr().err
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert_no_process_is_left(process.pid)
 
 
 def processes_of_session(session: int) -> list[str]:

@@ -10,7 +10,7 @@ import typer
 from datasets.errors import PwiserError
 from tuner import __version__
 from tuner.cli.data import data_app
-from tuner.errors import JobFailedError
+from tuner.errors import JobFailedError, JobFileError
 
 __all__ = ["app", "run"]
 
@@ -102,9 +102,11 @@ def tune(
     from tuner.tuning import run_job
 
     console = Console()
-    results = run_job(
-        job, job_file.read_text(encoding="utf-8"), console, fresh=fresh, verbose=verbose
-    )
+    text = job_file.read_text(encoding="utf-8")
+    try:
+        results = run_job(job, text, console, fresh=fresh, verbose=verbose)
+    except JobFileError as error:
+        raise JobFileError(f"{job_file}: {error}") from error
     console.print(next_commands(job, results), soft_wrap=True, highlight=False, markup=False)
 
 

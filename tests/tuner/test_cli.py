@@ -1,0 +1,272 @@
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from datasets import Dataset
+from tuner import __version__
+from tuner.cli import run
+from tuner.job import Job
+from tuner.job_search import JobSearch
+from tuner.messages import Report
+from tuner.search import StudySearch
+from tuner.study import Study
+from tuner.tracking import Tracker, connect
+
+COMMANDS = (
+    ("tune",),
+    ("best",),
+    ("export",),
+    ("ui",),
+    ("schema",),
+    ("data", "synth"),
+    ("data", "stats"),
+    ("data", "prepare", "table"),
+    ("data", "prepare", "aliexpress"),
+)
+
+
+class Ending(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Pwiser = Callable[..., Ending]
+
+
+@pytest.fixture
+def pwiser(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Pwiser:
+    """Run a command in an empty directory; give its exit code and what it wrote."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments: object) -> Ending:
+        monkeypatch.setattr(sys, "argv", ["pwiser", *map(str, arguments)])
+        code = run()
+        return Ending(code, *capsys.readouterr())
+
+    return call
+
+
+def refused(ending: Ending) -> str:
+    """Check that a fault of the user's was told on one line; give the line."""
+    assert ending.code == 2
+    assert ending.out == ""
+    assert re.fullmatch(r"pwiser: [^\n]+\n", ending.err), ending.err
+    return ending.err.removeprefix("pwiser: ").rstrip("\n")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, tiny_dataset: Dataset) -> str:
+    """A tracking store with a finished job whose checkpoints are gone."""
+    directory = tmp_path_factory.mktemp("store")
+    uri = f"sqlite:///{directory / 'mlflow.db'}"
+    client = connect(uri)
+    job = Job.model_validate(
+        {"name": "demo", "datasets": [tiny_dataset.uri], "search": {"trials": 1}}
+    )
+    experiment = client.create_experiment(
+        "demo", artifact_location=str(directory / "artifacts"), tags={"pwiser.job": "demo"}
+    )
+    tracker = Tracker(client, experiment, job, "/storage/demo")
+    study = Study(dataset="tiny", dataset_uri=tiny_dataset.uri, model="mmoe")
+    tracker.start_study(study, tiny_dataset, "")
+    search = JobSearch([StudySearch(study, job)], [tracker])
+    trial = search.next_trial()
+    assert trial is not None
+    metrics = {"ctr_auc": 0.7, "ctcvr_auc": 0.8}
+    search.ended(trial, Report(index=1, last=True, step=1, epoch=1, metrics=metrics))
+    trial.test_metrics = dict(metrics)
+    tracker.log_test(trial)
+    tracker.log_winner(trial, trial)
+    tracker.close()
+    return uri
+
+
+def test_the_version_is_shown(pwiser: Pwiser) -> None:
+    assert pwiser("--version") == (0, f"pwiser {__version__}\n", "")
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_has_an_example(pwiser: Pwiser, command: tuple[str, ...]) -> None:
+    for option in ("--help", "-h"):
+        ending = pwiser(*command, option)
+        assert (ending.code, ending.err) == (0, "")
+        assert f"Example: pwiser {' '.join(command)}" in ending.out
+
+
+def test_help_names_every_command(pwiser: Pwiser) -> None:
+    ending = pwiser("--help")
+    assert ending.code == 0
+    for command, *_ in COMMANDS:
+        assert f" {command} " in ending.out
+    assert "Example: pwiser tune" in ending.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("bost",), "No such command 'bost'"),
+        (("best",), "Missing argument 'JOB_NAME'"),
+        (("best", "demo", "--jsn"), "No such option: --jsn"),
+        (("ui", "--port", "0"), "Invalid value for '--port': Input should be greater"),
+        (("export", "demo"), "Missing option '--dataset'"),
+    ],
+)
+def test_wrong_usage_is_told_with_exit_code_2(
+    pwiser: Pwiser, arguments: tuple[str, ...], message: str
+) -> None:
+    ending = pwiser(*arguments)
+    assert ending.code == 2
+    assert message in ending.err
+    assert "Traceback" not in ending.err
+
+
+def test_a_faulty_job_file_is_told_on_one_line(pwiser: Pwiser, tmp_path: Path) -> None:
+    job = tmp_path / "job.yaml"
+    assert refused(pwiser("tune", job)) == (
+        f"{job}: cannot be read (No such file or directory); name a job file"
+    )
+    job.write_text("name: a\ndatasets: [d]\nsearch: {sampler: cmaes}\n")
+    assert refused(pwiser("tune", job)) == (
+        f"{job}: search.sampler: must be one of 'tpe', 'random', 'grid' or 'gp', got 'cmaes'"
+    )
+
+
+def test_a_missing_dataset_is_told_before_anything_starts(pwiser: Pwiser, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text("name: a\ndatasets: [missing]\n")
+    assert refused(pwiser("tune", "job.yaml")) == (
+        f"{tmp_path / 'missing'}: no such dataset; "
+        "make one with 'pwiser data prepare' or 'pwiser data synth'"
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["job.yaml"]
+
+
+def test_best_prints_the_winner(pwiser: Pwiser, store: str) -> None:
+    ending = pwiser("best", "demo", "--tracking", store)
+    assert (ending.code, ending.err) == (0, "")
+    assert "tiny: mmoe, baseline (BCE) against winner (alpha 0, m1 0.3, m2 0.1)" in ending.out
+    assert "tiny: checkpoint /storage/demo/tiny/mmoe/trial-0000\n" in ending.out
+
+
+def test_best_prints_json(pwiser: Pwiser, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    ending = pwiser("best", "demo", "--json")
+    assert (ending.code, ending.err) == (0, "")
+    content = json.loads(ending.out)
+    assert list(content) == ["job", "datasets"]
+    winner = content["datasets"]["tiny"]
+    keys = ["model", "config", "metrics", "baseline", "checkpoint", "run_id"]
+    assert list(winner) == keys
+    names = ["ctr_auc", "ctr_logloss", "ctcvr_auc", "ctcvr_logloss", "cvr_auc"]
+    for metrics in (winner["metrics"], winner["baseline"]["metrics"]):
+        assert {split: list(values) for split, values in metrics.items()} == {
+            "valid": names,
+            "test": names,
+        }
+    assert winner["metrics"]["test"]["ctr_auc"] == 0.7
+    assert winner["metrics"]["test"]["cvr_auc"] is None
+
+
+@pytest.mark.parametrize("command", [("best", "demo"), ("ui",), ("export", "demo")], ids=str)
+def test_reading_without_a_store_is_told(
+    pwiser: Pwiser, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    options = ("--dataset", "tiny", "--out", "out") if command[0] == "export" else ()
+    assert refused(pwiser(*command, *options)) == (
+        f"{tmp_path / 'pwiser' / 'mlflow.db'}: no tracking store; run pwiser tune here first, or "
+        "name the store of the job by --tracking or MLFLOW_TRACKING_URI"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_job_or_dataset_is_told(pwiser: Pwiser, store: str) -> None:
+    assert refused(pwiser("best", "damo", "--tracking", store)) == (
+        "job 'damo': not in the tracking store; it holds demo"
+    )
+    export = ("export", "demo", "--out", "out", "--tracking", store)
+    assert refused(pwiser(*export, "--dataset", "us")) == (
+        "--dataset us: no such dataset in job 'demo'; it has tiny"
+    )
+    assert refused(pwiser(*export, "--dataset", "tiny")) == (
+        "storage: /storage/demo/tiny/mmoe/trial-0000 is not there; was it moved or deleted?"
+    )
+    assert not Path("out").exists()
+
+
+def test_the_ui_of_a_server_is_the_servers_own(pwiser: Pwiser) -> None:
+    ending = pwiser("ui", "--tracking", "http://mlflow:5000")
+    assert ending == (0, "the store is a server with a UI of its own: http://mlflow:5000\n", "")
+
+
+def test_a_ui_that_cannot_start_has_failed(tmp_path: Path) -> None:
+    (tmp_path / "notes.db").write_text("not a database" * 100)
+    done = subprocess.run(
+        [sys.executable, "-m", "tuner", "ui", "--tracking", "sqlite:///notes.db"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "file is not a database" in done.stderr
+
+
+def test_the_schema_of_job_files_is_json(pwiser: Pwiser) -> None:
+    ending = pwiser("schema")
+    assert json.loads(ending.out) == Job.model_json_schema()
+
+
+def test_a_foreign_datasets_package_is_told(tmp_path: Path) -> None:
+    foreign = tmp_path / "datasets"
+    foreign.mkdir()
+    (foreign / "__init__.py").write_text('"""Another library, by another name: 🤗."""\n')
+    done = subprocess.run(
+        [sys.executable, "-m", "tuner", "--version"],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"pwiser: the package 'datasets' on the path is not pwiser-tuner's ({foreign}); the "
+        "Hugging Face library of that name cannot share an environment with it: install ours "
+        "into its own\n"
+    )
+
+
+def test_a_foreign_datasets_module_is_told(tmp_path: Path) -> None:
+    (tmp_path / "datasets.py").write_text("rows = []\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "tuner", "--version"],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("pwiser: the package 'datasets' on the path is not pwiser-tuner")
+
+
+def test_the_installed_command_starts(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tuner", "--version"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == f"pwiser {__version__}\n"

@@ -1,0 +1,112 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tuner.errors import StorageError
+from tuner.storage import absolute_uri, delete, download, exists, join, local_path, upload
+
+Name = Callable[[Path], str]
+
+
+@pytest.fixture(params=["path", "file URI"])
+def name(request: pytest.FixtureRequest) -> Name:
+    """Name a local place as a user may: by its path, or by a URI that pyarrow knows."""
+    return str if request.param == "path" else Path.as_uri
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    directory = tmp_path / "source"
+    directory.mkdir()
+    (directory / "weights").write_bytes(b"\x00\x01")
+    (directory / "configuration.json").write_text("{}")
+    return directory
+
+
+def files(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def test_what_is_uploaded_can_be_downloaded(tmp_path: Path, source: Path, name: Name) -> None:
+    uri = name(tmp_path / "job" / "us" / "trial-0001")
+    assert not exists(uri)
+    upload(source, uri)
+    assert exists(uri)
+    with download(uri) as directory:
+        assert files(directory) == files(source)
+
+
+def test_an_upload_replaces_files_whole_and_leaves_no_partial_ones(
+    tmp_path: Path, source: Path, name: Name
+) -> None:
+    uri = name(tmp_path / "trial")
+    upload(source, uri)
+    held = (tmp_path / "trial" / "weights").open("rb")
+    (source / "weights").write_bytes(b"\x02" * 1000)
+    upload(source, uri)
+    with held:
+        assert held.read() == b"\x00\x01"  # a reader keeps the file that it opened
+    assert files(tmp_path / "trial") == files(source)
+
+
+def test_a_partial_file_of_a_killed_upload_is_overwritten(tmp_path: Path, source: Path) -> None:
+    target = tmp_path / "trial"
+    target.mkdir()
+    (target / ".weights.partial").write_bytes(b"half of an old one that was longer")
+    upload(source, str(target))
+    assert files(target) == files(source)
+
+
+def test_what_cannot_be_written_is_told(tmp_path: Path, source: Path, name: Name) -> None:
+    (tmp_path / "file").write_text("in the way")
+    uri = name(tmp_path / "file" / "trial")
+    with pytest.raises(StorageError) as caught:
+        upload(source, uri)
+    message = str(caught.value)
+    assert message.startswith(f"storage: cannot write {uri} (")
+    assert message.endswith("; check access and space")
+
+
+def test_what_is_not_there_is_told(tmp_path: Path, name: Name) -> None:
+    uri = name(tmp_path / "gone")
+    with pytest.raises(StorageError) as caught, download(uri):
+        pass
+    assert str(caught.value) == f"storage: {uri} is not there; was it moved or deleted?"
+
+
+def test_deleting_takes_a_directory_and_is_harmless_where_there_is_none(
+    tmp_path: Path, source: Path, name: Name
+) -> None:
+    uri = name(tmp_path / "trial")
+    upload(source, uri)
+    delete(uri)
+    assert not (tmp_path / "trial").exists()
+    delete(uri)
+
+
+def test_a_path_is_made_absolute_and_a_uri_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert absolute_uri("pwiser") == str(tmp_path / "pwiser")
+    assert absolute_uri("/data/pwiser/") == "/data/pwiser"
+    assert absolute_uri("~/pwiser") == "/home/someone/pwiser"
+    assert absolute_uri("file:///data/pwiser/") == "file:///data/pwiser"
+
+
+def test_a_uri_without_a_filesystem_is_refused() -> None:
+    with pytest.raises(StorageError, match=r"^storage: ftp://host/x: no filesystem for this URI"):
+        absolute_uri("ftp://host/x")
+
+
+def test_local_places_have_a_path(tmp_path: Path, name: Name) -> None:
+    assert local_path(name(tmp_path / "pwiser")) == tmp_path / "pwiser"
+
+
+def test_names_are_joined_by_one_slash() -> None:
+    assert join("/data/", "us", "mmoe") == "/data/us/mmoe"
+    assert join("s3://bucket/pwiser", "us/mmoe/trial-0000") == (
+        "s3://bucket/pwiser/us/mmoe/trial-0000"
+    )

@@ -1,0 +1,228 @@
+"""One process's run of a job on Ray: lanes, Tune's search over them, the winners' test."""
+
+import ray
+from mlflow.tracking import MlflowClient
+from ray import tune
+from rich.console import Console
+
+from datasets import Dataset
+from tuner.checkpoints import CheckpointKeeper
+from tuner.cluster import Lanes, connected, plan_lanes
+from tuner.errors import JobFailedError, JobInterruptedError
+from tuner.export import ENCODER_DIRECTORY
+from tuner.job import Job
+from tuner.job_search import JobSearch
+from tuner.lanes import open_lanes
+from tuner.messages import Ended, TestTask, TrialTask
+from tuner.progress import Progress
+from tuner.results import find_winners
+from tuner.resume import read_study_runs
+from tuner.search import StudySearch
+from tuner.stopping import StopRequests
+from tuner.stopwatch import Stopwatch
+from tuner.storage import delete, join
+from tuner.study import Trial, TrialState, choose_winner
+from tuner.tracking import Tracker
+from tuner.trial import LaneTrial
+from tuner.trial_queue import TrialQueue
+from tuner.tune_adapters import JobScheduler, JobSearcher
+
+__all__ = ["JobRun"]
+
+RAY_DIRECTORY = "ray"
+TRIAL_RESOURCES = {"memory": 1}  # a byte: Tune refuses none, and a share of a CPU can starve lanes
+
+
+class JobRun:
+    """Runs what is left of a job.
+
+    Args:
+        job: the job.
+        job_file: its text, kept with every study.
+        datasets: by name.
+        client: of the tracking store.
+        experiment_id: of the job.
+        root: URI below which the job's checkpoints lie.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        job_file: str,
+        datasets: dict[str, Dataset],
+        client: MlflowClient,
+        experiment_id: str,
+        root: str,
+    ) -> None:
+        self._job = job
+        self._job_file = job_file
+        self._datasets = datasets
+        self._client = client
+        self._experiment_id = experiment_id
+        self._root = root
+
+    def search_and_test(
+        self,
+        searches: list[StudySearch],
+        console: Console,
+        stopwatch: Stopwatch,
+        *,
+        verbose: bool = False,
+    ) -> None:
+        """Run every trial that has no end, choose the winners and evaluate them on test.
+
+        Raises:
+            ClusterError: if there is no cluster, or the lanes do not fit it.
+            JobInterruptedError: if a signal came; every run is closed, and the job can be resumed.
+            JobFailedError: if no lane is left, or a dataset has no winner.
+        """
+        console.print(_opening_line(self._job, searches), highlight=False)
+        with connected(verbose=verbose):
+            resources = ray.cluster_resources()
+            lanes = plan_lanes(
+                self._job.resources, cpus=resources.get("CPU", 0), gpus=resources.get("GPU", 0)
+            )
+            tracker = self._open_tracker(searches)
+            keeper = CheckpointKeeper(self._root, self._job.keep_checkpoints)
+            keeper.restore(trial for search in searches for trial in search.trials)
+            progress = Progress(console, searches, lanes.num_lanes)
+            search = JobSearch(searches, [tracker, keeper, progress, stopwatch])
+            try:
+                self._search_on_lanes(lanes, search, tracker, progress)
+            finally:
+                search.close()
+                tracker.close()
+                delete(join(self._root, RAY_DIRECTORY))
+
+    def _open_tracker(self, searches: list[StudySearch]) -> Tracker:
+        """Start the studies' runs, or go on with them; what won before is a winner no longer."""
+        for run in find_winners(self._client, self._job.name).values():
+            self._client.delete_tag(run.info.run_id, "pwiser.winner")
+        tracker = Tracker(self._client, self._experiment_id, self._job, self._root)
+        tracker.restore(read_study_runs(self._client, self._experiment_id))
+        for name, dataset in self._datasets.items():
+            dataset.encoder().save(join(self._root, name, ENCODER_DIRECTORY))
+        for search in searches:
+            tracker.restore(search.past_runs)
+            if not search.ended:
+                dataset = self._datasets[search.study.dataset]
+                tracker.start_study(search.study, dataset, self._job_file)
+        return tracker
+
+    def _search_on_lanes(
+        self, lanes: Lanes, search: JobSearch, tracker: Tracker, progress: Progress
+    ) -> None:
+        queue = ray.remote(num_cpus=0)(TrialQueue).remote()
+
+        def stop(reason: str) -> None:
+            search.stop(reason)
+            ray.get(queue.cancel_all.remote(reason))
+
+        with (
+            StopRequests(stop, self._job.budget.hours) as requests,
+            open_lanes(
+                lanes,
+                queue,
+                job=self._job.name,
+                storage_path=join(self._root, RAY_DIRECTORY),
+                on_all_lost=requests.fail,
+            ),
+        ):
+            with progress:
+                self._run_tune(search, queue, lanes.num_lanes)
+            search.close()
+            if requests.interrupted:
+                raise JobInterruptedError(_interrupted_line(self._job, search))
+            if requests.failure is not None:
+                raise JobFailedError(f"job {self._job.name!r}: no lane is left: {requests.failure}")
+            try:
+                self._test_winners(search, queue, tracker)
+            except JobFailedError as error:
+                if requests.interrupted:
+                    raise JobInterruptedError(_interrupted_line(self._job, search)) from error
+                raise
+
+    def _run_tune(self, search: JobSearch, queue: ray.actor.ActorHandle, num_lanes: int) -> None:
+        if all(found.ended for found in search.searches):
+            return
+        searcher = JobSearcher(search, self._make_task)
+        trainable = tune.with_resources(
+            tune.with_parameters(LaneTrial, queue=queue), TRIAL_RESOURCES
+        )
+        tuner = tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                search_alg=searcher,
+                scheduler=JobScheduler(searcher, search),
+                num_samples=-1,
+                max_concurrent_trials=num_lanes,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=join(self._root, RAY_DIRECTORY),
+                verbose=0,
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            ),
+        )
+        tuner.fit()
+
+    def _make_task(self, trial: Trial) -> TrialTask:
+        return TrialTask(
+            id=trial.id,
+            dataset=trial.study.dataset_uri,
+            configuration=trial.configuration.model_dump(mode="json"),
+            objectives=trial.objectives,
+            checkpoint=join(self._root, trial.directory),
+        )
+
+    def _test_winners(
+        self, search: JobSearch, queue: ray.actor.ActorHandle, tracker: Tracker
+    ) -> None:
+        for dataset in self._datasets:
+            trials = [trial for trial in search.trials if trial.study.dataset == dataset]
+            winner = choose_winner(trials)
+            if winner is None:
+                reasons = {trial.failure or str(trial.state) for trial in trials}
+                raise JobFailedError(
+                    f"{dataset}: no trial ended well ({'; '.join(sorted(reasons)) or 'none ran'})"
+                )
+            baseline = next(
+                trial for trial in trials if trial.study == winner.study and trial.baseline
+            )
+            for trial in (winner,) if winner is baseline else (winner, baseline):
+                trial.test_metrics = self._test(trial, queue)
+                tracker.log_test(trial)
+            tracker.log_winner(winner, baseline)
+
+    def _test(self, trial: Trial, queue: ray.actor.ActorHandle) -> dict[str, float | None]:
+        task = TestTask(
+            id=f"test/{trial.id}",
+            dataset=trial.study.dataset_uri,
+            checkpoint=join(self._root, trial.directory),
+        )
+        ray.get(queue.submit.remote(task))
+        message = ray.get(queue.next_message.remote(task.id))
+        if isinstance(message, Ended):
+            raise JobFailedError(f"{trial.id}: test evaluation {message.kind}: {message.reason}")
+        metrics: dict[str, float | None] = message.metrics
+        return metrics
+
+
+def _opening_line(job: Job, searches: list[StudySearch]) -> str:
+    num_ended = sum(trial.state.ended for search in searches for trial in search.trials)
+    num_trials = sum(search.num_trials for search in searches)
+    line = f"job {job.name}: {len(searches)} studies, {num_trials} trials"
+    if num_ended:
+        line += f", {num_ended} of which have ended already"
+    return f"{line}; starting Ray"
+
+
+def _interrupted_line(job: Job, search: JobSearch) -> str:
+    num_ended = sum(
+        trial.state.ended and trial.state is not TrialState.STOPPED for trial in search.trials
+    )
+    return (
+        f"job {job.name!r} was interrupted after {num_ended} trials; "
+        "the same command goes on with it, --fresh starts anew"
+    )

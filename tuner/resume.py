@@ -1,0 +1,180 @@
+"""Going on with a job that an earlier process left: what changed in its file, and its trials."""
+
+import fcntl
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from mlflow.entities import Metric, Run
+from mlflow.tracking import MlflowClient
+
+from datasets.filesystem import locate
+from tuner.errors import JobFileError
+from tuner.job import Job
+from tuner.messages import Report, Seconds
+from tuner.results import METRICS
+from tuner.storage import local_path
+from tuner.study import PastTrial, TrialState
+
+__all__ = ["check_unchanged", "only_driver", "read_past_trials", "read_study_runs", "store_job"]
+
+JOB_FILE = "job.json"
+LOCK_FILE = "lock"
+MAY_GROW = ("search.trials", "budget.hours")
+
+
+def store_job(job: Job, digests: Mapping[str, str], root: str) -> None:
+    """Keep the job beside its checkpoints, for a later process to compare with."""
+    text = json.dumps(_fields(job, digests), indent=2)
+    (locate(root) / JOB_FILE).write_bytes(text.encode())
+
+
+def check_unchanged(job: Job, digests: Mapping[str, str], root: str) -> None:
+    """Check that a job is the one that was begun, but for more trials or a longer budget.
+
+    Args:
+        job: as its file is now.
+        digests: of its datasets' content now, by name.
+        root: URI below which the job's checkpoints lie.
+
+    Raises:
+        JobFileError: naming every field that differs.
+    """
+    location = locate(root) / JOB_FILE
+    if not location.exists():
+        return
+    begun, now = json.loads(location.read_bytes()), _fields(job, digests)
+    changes = []
+    for field in sorted(begun.keys() | now.keys()):
+        old, new = begun.get(field), now.get(field)
+        grows = field in MAY_GROW and (new is None or (old is not None and new > old))
+        if old != new and not grows:
+            changes.append(f"{field} was {old}, is {new}")
+    if changes:
+        raise JobFileError(
+            f"name: job {job.name!r} was begun with other settings ({'; '.join(changes)}); "
+            "undo the change (only search.trials and budget.hours may grow), choose another name, "
+            "or archive the job with --fresh"
+        )
+
+
+@contextmanager
+def only_driver(job: Job, root: str) -> Iterator[None]:
+    """Hold a job's lock: on a local storage, one process at a time runs it.
+
+    Raises:
+        JobFileError: if another process runs the job now.
+    """
+    path = local_path(root)
+    if path is None:
+        yield
+        return
+    path.mkdir(parents=True, exist_ok=True)
+    with (path / LOCK_FILE).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise JobFileError(
+                f"name: job {job.name!r} is running already; wait for it, or choose another name"
+            ) from error
+        yield
+
+
+def read_past_trials(client: MlflowClient, experiment_id: str) -> dict[str, list[PastTrial]]:
+    """Read the trials of an experiment, by study name.
+
+    A trial that was running or stopped when its process ended has the state `RUNNING`.
+    """
+    past: dict[str, list[PastTrial]] = defaultdict(list)
+    for run in _search_all(client, experiment_id, "trial"):
+        past[run.data.tags["pwiser.study"]].append(_past_trial(client, run))
+    return past
+
+
+def read_study_runs(client: MlflowClient, experiment_id: str) -> dict[str, str]:
+    """Read the run id of every study, by its name."""
+    runs = _search_all(client, experiment_id, "study")
+    return {run.data.tags["pwiser.study"]: run.info.run_id for run in runs}
+
+
+def _search_all(client: MlflowClient, experiment_id: str, kind: str) -> list[Run]:
+    runs: list[Run] = []
+    token = None
+    while True:
+        page = client.search_runs(
+            [experiment_id], filter_string=f"tags.`pwiser.kind` = '{kind}'", page_token=token
+        )
+        runs += page
+        token = page.token
+        if not token:
+            return runs
+
+
+def _past_trial(client: MlflowClient, run: Run) -> PastTrial:
+    tags = run.data.tags
+    state = TrialState(tags.get("pwiser.state", "running"))
+    if state is TrialState.STOPPED:
+        state = TrialState.RUNNING
+    return PastTrial(
+        number=int(tags["pwiser.trial"]),
+        run_id=run.info.run_id,
+        params=json.loads(tags["pwiser.params"]),
+        state=state,
+        reports=_reports(client, run) if state.ended else (),
+        failure=tags.get("pwiser.failure"),
+    )
+
+
+def _reports(client: MlflowClient, run: Run) -> tuple[Report, ...]:
+    histories = {
+        name: _by_step(client.get_metric_history(run.info.run_id, f"valid/{name}"))
+        for name in METRICS
+    }
+    steps = sorted({step for history in histories.values() for step in history})
+    return tuple(
+        Report(
+            index=index,
+            last=index == len(steps),
+            step=step,
+            epoch=0.0,
+            metrics={name: history.get(step) for name, history in histories.items()},
+            seconds=_seconds(run.data.metrics) if index == len(steps) else Seconds(),
+        )
+        for index, step in enumerate(steps, start=1)
+    )
+
+
+def _by_step(history: list[Metric]) -> dict[int, float]:
+    """The last value of each step: a trial that was run again logged its first steps twice."""
+    return {
+        metric.step: metric.value for metric in sorted(history, key=lambda logged: logged.timestamp)
+    }
+
+
+def _seconds(metrics: Mapping[str, float]) -> Seconds:
+    parts = {
+        name: metrics.get(f"time/{name}_s", 0.0)
+        for name in ("setup", "training", "evaluation", "overhead")
+    }
+    return Seconds(
+        setup=parts["setup"],
+        training=parts["training"],
+        evaluation=parts["evaluation"],
+        lane=sum(parts.values()),
+    )
+
+
+def _fields(job: Job, digests: Mapping[str, str]) -> dict[str, Any]:
+    fields = _flatten(job.model_dump(mode="json"))
+    return fields | {f"datasets.{name}.digest": digest for name, digest in digests.items()}
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:  # noqa: ANN401 - JSON
+    if not isinstance(value, dict):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for name, part in value.items():
+        flat |= _flatten(part, f"{prefix}.{name}" if prefix else name)
+    return flat
