@@ -53,7 +53,7 @@ class FeatureEmbedding(nn.Module):
         self.num_fields = len(sizes) + num_numerical_fields
         self.embedding_dim = embedding_dim
         self.vocabulary_sizes = sizes
-        self.folding: Folding | None = None
+        self.folding: FoldedBlocks | None = None
 
         self.table: nn.Embedding | None = None
         if sizes:
@@ -100,7 +100,7 @@ class FeatureEmbedding(nn.Module):
         Changes how `concatenate` is computed, not what it means; () is the plain form, that of a
         new model. Call it again after a move to another device.
         """
-        self.folding = Folding(self, blocks) if blocks else None
+        self.folding = FoldedBlocks(self, blocks) if blocks else None
 
     def forward(self, ids_BF: Tensor, numericals_BN: Tensor) -> Tensor:
         """Look up and project.
@@ -137,7 +137,7 @@ class FeatureEmbedding(nn.Module):
         return vector_BE.unsqueeze(1)
 
 
-class Folding:
+class FoldedBlocks:
     """Which blocks of an embedding are folded, and the indices for it, on the embedding's device.
 
     Args:
