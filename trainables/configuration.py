@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from datasets import PwiserError
+from trainables.execution import Folding, Precision
 from trainables.models import MODELS, Inputs
 
 __all__ = [
@@ -76,8 +77,13 @@ class TrainingSettings(Settings):
     )
     learning_rate: float = Field(1e-3, gt=0, description="Adam's step size")
     weight_decay: float = Field(1e-6, ge=0, description="Adam's L2 penalty")
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
+    precision: Precision = Field(
         "auto", description="of the matrix products; auto is bfloat16 where the device has it"
+    )
+    folding: Folding = Field(
+        "auto",
+        description="of embeddings into the first layer, which changes the speed alone; "
+        "auto folds the fields whose vocabularies are small enough for it",
     )
     evaluate_every: float = Field(
         1.0, gt=0, le=1, description="fraction of an epoch between two evaluations"

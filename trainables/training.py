@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from datasets import Impressions, PwiserError
 from trainables.configuration import TrainingSettings, TrialConfiguration, build_model
+from trainables.execution import compute_dtype, fold_embeddings, keep_freed_memory
 from trainables.loss import training_loss
 from trainables.metrics import evaluate
 from trainables.models import Inputs
@@ -209,7 +210,9 @@ class _Stepper:
         self.weights = [
             torch.tensor(value, device=device) for value in (loss.alpha, loss.m1, loss.m2)
         ]
-        self.dtype = _compute_dtype(settings, device)
+        self.dtype = compute_dtype(settings.precision, device)
+        if device.type == "cpu":
+            keep_freed_memory()
         self.parallel = model if workers.group is None else _parallel(model, workers)
         self.optimizer = torch.optim.Adam(
             model.parameters(),
@@ -225,6 +228,7 @@ class _Stepper:
         num_batches = -(-len(split) // settings.batch_size)
         self.steps_per_epoch = min(num_batches, len(split) // workers.size)
         self.rows_per_worker = len(split) // (self.steps_per_epoch * workers.size)
+        fold_embeddings(model, settings.folding, self.rows_per_worker)
         self.generator = torch.Generator(device).manual_seed(settings.seed)
         self.order = torch.empty(0, dtype=torch.int64, device=device)
         self.position = self.steps_per_epoch
@@ -278,17 +282,6 @@ def _parallel(model: nn.Module, workers: Workers) -> nn.Module:
     return DistributedDataParallel(
         model, device_ids=devices, process_group=workers.group, broadcast_buffers=False
     )
-
-
-def _compute_dtype(settings: TrainingSettings, device: torch.device) -> torch.dtype:
-    if settings.precision != "auto":
-        return torch.float32 if settings.precision == "float32" else torch.bfloat16
-    if device.type == "cuda":
-        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        capabilities = torch.cpu.get_capabilities()
-        has_bfloat16 = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-    return torch.bfloat16 if has_bfloat16 else torch.float32
 
 
 def _evaluation_steps(steps_per_epoch: int, settings: TrainingSettings) -> list[int]:

@@ -53,6 +53,6 @@ class DNN(nn.Module):
 
     def forward(self, ids_BF: Tensor, numericals_BN: Tensor) -> Tensor:
         """Return logits_B1: p(click)."""
-        input_BD = self.embedding(ids_BF, numericals_BN).flatten(1)
+        input_BD = self.embedding.concatenate(ids_BF, numericals_BN)
         logits_B1: Tensor = self.head(self.hidden(input_BD))
         return logits_B1

@@ -1,14 +1,17 @@
 """Features to vectors: one embedding table for all categorical fields, numericals beside it.
 
-Shape suffixes: B batch, F categorical fields, N numericals, G fields of the output, E embedding.
+Shape suffixes: B batch, F categorical fields, N numericals, G fields of the output, E embedding,
+D = G * E, X indicators of folded blocks, V rows of the table that belong to folded blocks.
 """
 
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from trainables.models.folded_input import Features, FoldedInput
 from trainables.models.inputs import Inputs
 from trainables.models.settings import check_at_least, check_option
 
@@ -49,6 +52,8 @@ class FeatureEmbedding(nn.Module):
             num_numerical_fields = min(inputs.num_numericals, 1)
         self.num_fields = len(sizes) + num_numerical_fields
         self.embedding_dim = embedding_dim
+        self.vocabulary_sizes = sizes
+        self.folding: FoldedBlocks | None = None
 
         self.table: nn.Embedding | None = None
         if sizes:
@@ -72,6 +77,31 @@ class FeatureEmbedding(nn.Module):
         """G * E, the width of the concatenated vectors."""
         return self.num_fields * self.embedding_dim
 
+    @property
+    def block_widths(self) -> tuple[int, ...]:
+        """Widths of the blocks that can be folded: each categorical field, then all numericals."""
+        num_tables = len(self.vocabulary_sizes)
+        numericals = (self.num_fields - num_tables) * self.embedding_dim
+        widths = (self.embedding_dim,) * num_tables
+        return (*widths, numericals) if numericals else widths
+
+    @property
+    def block_indicators(self) -> tuple[int, ...]:
+        """Indicators of each block, where it is folded."""
+        if self.projection is not None:
+            return (*self.vocabulary_sizes, self.projection.in_features + 1)
+        if self.direction_NE is not None:
+            return (*self.vocabulary_sizes, len(self.direction_NE))
+        return self.vocabulary_sizes
+
+    def fold(self, blocks: Sequence[int]) -> None:
+        """Leave these blocks to the first linear layer (see `trainables.models.folded_input`).
+
+        Changes how `concatenate` is computed, not what it means; () is the plain form, that of a
+        new model. Call it again after a move to another device.
+        """
+        self.folding = FoldedBlocks(self, blocks) if blocks else None
+
     def forward(self, ids_BF: Tensor, numericals_BN: Tensor) -> Tensor:
         """Look up and project.
 
@@ -87,8 +117,110 @@ class FeatureEmbedding(nn.Module):
         vectors: list[Tensor] = []
         if self.table is not None:
             vectors.append(self.table(ids_BF + self.offsets_F))
-        if self.projection is not None:
-            vectors.append(self.projection(numericals_BN).unsqueeze(1))
-        if self.direction_NE is not None:
-            vectors.append(numericals_BN.unsqueeze(2) * self.direction_NE)
+        if self.projection is not None or self.direction_NE is not None:
+            vectors.append(self.numerical_vectors(numericals_BN))
         return torch.cat(vectors, dim=1) if len(vectors) > 1 else vectors[0]
+
+    def concatenate(self, ids_BF: Tensor, numericals_BN: Tensor) -> Features:
+        """Return x_BD, all vectors side by side, in the form that a first linear layer reads."""
+        if self.folding is None:
+            vectors_BGE: Tensor = self(ids_BF, numericals_BN)
+            return vectors_BGE.flatten(1)
+        return self.folding.concatenate(self, ids_BF, numericals_BN)
+
+    def numerical_vectors(self, numericals_BN: Tensor) -> Tensor:
+        """Return the vectors_BGE of the numericals alone."""
+        if self.direction_NE is not None:
+            return numericals_BN.unsqueeze(2) * self.direction_NE
+        assert self.projection is not None
+        vector_BE: Tensor = self.projection(numericals_BN)
+        return vector_BE.unsqueeze(1)
+
+
+class FoldedBlocks:
+    """Which blocks of an embedding are folded, and the indices for it, on the embedding's device.
+
+    Args:
+        embedding: the embedding.
+        blocks: places in its ``block_widths``.
+
+    Raises:
+        ValueError: a block that the embedding does not have.
+    """
+
+    def __init__(self, embedding: FeatureEmbedding, blocks: Sequence[int]) -> None:
+        num_blocks = len(embedding.block_widths)
+        if not set(blocks) <= set(range(num_blocks)):
+            raise ValueError(f"blocks must be within 0 to {num_blocks - 1}, got {list(blocks)}")
+        sizes = embedding.vocabulary_sizes
+        device = embedding.offsets_F.device
+        self.fields = [field for field in range(len(sizes)) if field in blocks]
+        self.sizes = [sizes[field] for field in self.fields]
+        self.numericals = len(sizes) in blocks
+        self.plain_fields = [field for field in range(len(sizes)) if field not in blocks]
+        starts = [0, *accumulate(self.sizes)]
+        offsets = [0, *accumulate(sizes)]
+        rows = [row for f in self.fields for row in range(offsets[f], offsets[f + 1])]
+        self.num_indicators = sum(embedding.block_indicators[block] for block in blocks)
+        self.starts = torch.tensor(starts[:-1], device=device)
+        self.rows_V = torch.tensor(rows, dtype=torch.int64, device=device)
+        self.folded_columns = torch.tensor(self.fields, dtype=torch.int64, device=device)
+        self.plain_columns = torch.tensor(self.plain_fields, dtype=torch.int64, device=device)
+
+    def concatenate(
+        self, embedding: FeatureEmbedding, ids_BF: Tensor, numericals_BN: Tensor
+    ) -> FoldedInput:
+        """Return the folded form of x_BD."""
+        return FoldedInput(
+            widths=embedding.block_widths,
+            vectors=self._vectors(embedding),
+            indicators_BX=self._indicators(embedding, ids_BF, numericals_BN),
+            plain_BY=self._plain(embedding, ids_BF, numericals_BN),
+        )
+
+    def _vectors(self, embedding: FeatureEmbedding) -> dict[int, Tensor]:
+        vectors: dict[int, Tensor] = {}
+        if self.fields and embedding.table is not None:
+            vectors_VE = embedding.table(self.rows_V)
+            vectors |= dict(zip(self.fields, vectors_VE.split(self.sizes), strict=True))
+        if self.numericals:
+            place = len(embedding.vocabulary_sizes)
+            if embedding.projection is not None:
+                weight_EN, bias_E = embedding.projection.weight, embedding.projection.bias
+                vectors[place] = torch.cat([weight_EN.t(), bias_E.unsqueeze(0)])
+            else:
+                assert embedding.direction_NE is not None
+                vectors[place] = embedding.direction_NE
+        return vectors
+
+    def _indicators(
+        self, embedding: FeatureEmbedding, ids_BF: Tensor, numericals_BN: Tensor
+    ) -> Tensor:
+        kind = numericals_BN.device.type
+        autocast = torch.is_autocast_enabled(kind)
+        dtype = torch.get_autocast_dtype(kind) if autocast else numericals_BN.dtype
+        shape = (len(ids_BF), self.num_indicators)
+        indicators_BX = torch.zeros(shape, dtype=dtype, device=numericals_BN.device)
+        if self.fields:
+            ids = ids_BF.index_select(1, self.folded_columns) if self.plain_fields else ids_BF
+            indicators_BX.scatter_(1, ids + self.starts, 1.0)
+        if self.numericals:
+            start = sum(self.sizes)
+            indicators_BX[:, start : start + numericals_BN.shape[1]] = numericals_BN
+            if embedding.projection is not None:
+                indicators_BX[:, -1] = 1.0
+        return indicators_BX
+
+    def _plain(
+        self, embedding: FeatureEmbedding, ids_BF: Tensor, numericals_BN: Tensor
+    ) -> Tensor | None:
+        blocks: list[Tensor] = []
+        if self.plain_fields and embedding.table is not None:
+            ids, offsets = ids_BF, embedding.offsets_F
+            if self.fields:
+                ids = ids_BF.index_select(1, self.plain_columns)
+                offsets = offsets.index_select(0, self.plain_columns)
+            blocks.append(embedding.table(ids + offsets).flatten(1))
+        if not self.numericals and len(embedding.block_widths) > len(embedding.vocabulary_sizes):
+            blocks.append(embedding.numerical_vectors(numericals_BN).flatten(1))
+        return torch.cat(blocks, dim=1) if blocks else None

@@ -6,6 +6,7 @@ Shape suffixes: B batch, D input, G gates, K experts, H hidden.
 import torch
 from torch import Tensor, nn
 
+from trainables.models.folded_input import Features
 from trainables.models.mlp import MLP, ParallelLinear
 
 
@@ -35,7 +36,7 @@ class Gates(nn.Module):
         self.hidden = MLP(num_inputs, units, copies=copies, dropout=dropout, batch_norm=batch_norm)
         self.output = ParallelLinear(copies, self.hidden.num_outputs, num_experts)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Features) -> Tensor:
         """Return weights_GBK, which sum to 1 over K, from x_BD (all gates) or x_GBD (one each)."""
         return torch.softmax(self.output(self.hidden(x)), dim=-1)
 

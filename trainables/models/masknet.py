@@ -12,9 +12,10 @@ from torch.nn import functional
 
 from trainables.models.batch_norm import BatchNorm
 from trainables.models.embedding import FeatureEmbedding, Numericals
+from trainables.models.folded_input import Features
 from trainables.models.heads import Head
 from trainables.models.inputs import Inputs
-from trainables.models.mlp import MLP, ParallelLinear
+from trainables.models.mlp import MLP, Linear, ParallelLinear
 from trainables.models.settings import check_at_least, check_dropout, check_option, check_units
 
 Variant = Literal["serial", "parallel"]
@@ -64,7 +65,7 @@ class SerialBlocks(nn.Module):
         super().__init__()
         masked = (num_inputs, *units[:-1])
         self.aggregation_units = [_aggregation(width, reduction_ratio) for width in masked]
-        self.aggregations = nn.Linear(num_inputs, sum(self.aggregation_units))
+        self.aggregations = Linear(num_inputs, sum(self.aggregation_units))
         self.projections = nn.ModuleList(
             nn.Linear(aggregation, width)
             for aggregation, width in zip(self.aggregation_units, masked, strict=True)
@@ -78,7 +79,7 @@ class SerialBlocks(nn.Module):
         )
         self.num_outputs = units[-1]
 
-    def forward(self, input_BD: Tensor, normalised_BD: Tensor) -> Tensor:
+    def forward(self, input_BD: Features, normalised_BD: Tensor) -> Tensor:
         """Return hidden_BH of the last block."""
         aggregated = torch.split(
             functional.relu(self.aggregations(input_BD)), self.aggregation_units, dim=1
@@ -118,7 +119,7 @@ class ParallelBlocks(nn.Module):
         self.mlp = MLP(num_blocks * block_dim, units, dropout=dropout, batch_norm=batch_norm)
         self.num_outputs = self.mlp.num_outputs
 
-    def forward(self, input_BD: Tensor, normalised_BD: Tensor) -> Tensor:
+    def forward(self, input_BD: Features, normalised_BD: Tensor) -> Tensor:
         """Return hidden_BH of the perceptron."""
         masks_KBD = self.masks(input_BD)
         blocks_KBH = self.activation(self.norm(self.hidden(masks_KBD * normalised_BD)))
@@ -199,6 +200,7 @@ class MaskNet(nn.Module):
     def forward(self, ids_BF: Tensor, numericals_BN: Tensor) -> Tensor:
         """Return logits_B1: p(click)."""
         vectors_BGE = self.embedding(ids_BF, numericals_BN)
-        hidden_BH = self.blocks(vectors_BGE.flatten(1), self.norm(vectors_BGE).flatten(1))
+        input_BD = self.embedding.concatenate(ids_BF, numericals_BN)
+        hidden_BH = self.blocks(input_BD, self.norm(vectors_BGE).flatten(1))
         logits_B1: Tensor = self.head(hidden_BH)
         return logits_B1

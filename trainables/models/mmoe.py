@@ -79,7 +79,7 @@ class MMoE(nn.Module):
 
     def forward(self, ids_BF: Tensor, numericals_BN: Tensor) -> Tensor:
         """Return logits_BT: p(click) and p(conversion), both over all impressions."""
-        input_BD = self.embedding(ids_BF, numericals_BN).flatten(1)
+        input_BD = self.embedding.concatenate(ids_BF, numericals_BN)
         experts_KBH = self.experts(input_BD)
         mixed_TBH = mix(self.gates(input_BD), experts_KBH)
         logits_BT: Tensor = self.towers(mixed_TBH)

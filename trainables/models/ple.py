@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trainables.models.embedding import FeatureEmbedding, Numericals
+from trainables.models.folded_input import Features
 from trainables.models.gates import Gates, mix
 from trainables.models.heads import Ctcvr, Towers
 from trainables.models.inputs import Inputs
@@ -59,7 +60,7 @@ class ExtractionLevel(nn.Module):
                 1, num_inputs, num_experts, gate_units, dropout=dropout, batch_norm=batch_norm
             )
 
-    def forward(self, tasks: Tensor, shared_BD: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, tasks: Features, shared_BD: Features) -> tuple[Tensor, Features]:
         """Extract one level further.
 
         Args:
@@ -84,8 +85,8 @@ class ExtractionLevel(nn.Module):
             return mixed_TBH, shared_BD
         return mixed_TBH, mix(self.shared_gate(shared_BD), experts_KBH).squeeze(0)
 
-    def _expert_inputs(self, tasks: Tensor, shared_BD: Tensor) -> Tensor:
-        if tasks.dim() == 2:
+    def _expert_inputs(self, tasks: Features, shared_BD: Features) -> Features:
+        if not isinstance(tasks, Tensor) or not isinstance(shared_BD, Tensor) or tasks.dim() == 2:
             return shared_BD
         tasks_KBD = tasks.repeat_interleave(self.num_task_experts, dim=0)
         return torch.cat([tasks_KBD, shared_BD.expand(self.num_shared_experts, -1, -1)])
@@ -159,7 +160,7 @@ class PLE(nn.Module):
 
     def forward(self, ids_BF: Tensor, numericals_BN: Tensor) -> Tensor:
         """Return logits_BT: p(click) and p(conversion), both over all impressions."""
-        shared = self.embedding(ids_BF, numericals_BN).flatten(1)
+        shared = self.embedding.concatenate(ids_BF, numericals_BN)
         tasks = shared
         for level in self.levels:
             tasks, shared = level(tasks, shared)

@@ -64,6 +64,6 @@ class SharedBottom(nn.Module):
 
     def forward(self, ids_BF: Tensor, numericals_BN: Tensor) -> Tensor:
         """Return logits_BT: p(click) and p(conversion), both over all impressions."""
-        input_BD = self.embedding(ids_BF, numericals_BN).flatten(1)
+        input_BD = self.embedding.concatenate(ids_BF, numericals_BN)
         logits_BT: Tensor = self.towers(self.bottom(input_BD))
         return logits_BT

@@ -1,0 +1,114 @@
+"""Do the rewrites keep the quality? Test CTR AUC of each form over several seeds.
+
+    python benchmarks/quality.py [--seeds 5] [--epochs 2]
+
+Plain float32, folded float32 and folded bfloat16 (what ``auto`` makes of it), each trained from the
+same seeds on the 200,000-impression synthetic set and evaluated on its test split. The embedding is
+wide enough for folding to be chosen. A rewrite keeps the quality if its mean differs from that of
+the plain form by less than the seed-to-seed spread of the plain form. The last line is one line of
+JSON.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from datasets import open_dataset
+from datasets.sources.synthetic import synthesize
+from trainables import DeviceImpressions, Inputs, TrainingSettings, TrialConfiguration, Workers
+from trainables.metrics import evaluate
+from trainables.training import predict_logits, train
+
+IMPRESSIONS = 200_000
+MODEL_SETTINGS = {
+    "embedding_dim": 64,
+    "num_experts": 4,
+    "expert_units": (64, 32),
+    "gate_units": (),
+    "tower_units": (32,),
+}
+FORMS = {
+    "plain float32": {"folding": "off", "precision": "float32"},
+    "folded float32": {"folding": "on", "precision": "float32"},
+    "plain bfloat16": {"folding": "off", "precision": "bfloat16"},
+    "folded bfloat16": {"folding": "on", "precision": "bfloat16"},
+}
+
+
+def main() -> None:
+    """Train every form from every seed and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    workers = Workers(device=torch.device("cpu"))
+    with tempfile.TemporaryDirectory() as directory:
+        path = str(Path(directory) / "demo")
+        synthesize(out=path, impressions=IMPRESSIONS, preset="demo", seed=0, accidental_clicks=0.3)
+        dataset = open_dataset(path)
+        splits = {
+            name: DeviceImpressions.from_impressions(dataset.load(name), workers.device)
+            for name in ("train", "test")
+        }
+    inputs = Inputs(
+        vocabulary_sizes=tuple(dataset.manifest.vocabulary_sizes.values()),
+        num_numericals=splits["train"].numericals_ND.shape[1],
+    )
+    test = splits["test"]
+    metrics: dict[str, dict[str, list[float]]] = {
+        form: {"ctr_auc": [], "ctcvr_auc": []} for form in FORMS
+    }
+    for seed in range(arguments.seeds):
+        for form, options in FORMS.items():
+            training = TrainingSettings.model_validate(
+                {"epochs": arguments.epochs, "batch_size": 512, "seed": seed, **options}
+            )
+            configuration = TrialConfiguration.create("mmoe", MODEL_SETTINGS, training=training)
+            for _, model in train(
+                configuration, inputs, splits["train"], test.rows(slice(1)), workers
+            ):
+                trained = model
+            logits_NT = predict_logits(trained, test, workers)
+            values = evaluate(logits_NT, test.clicks_N, test.conversions_N)
+            for name, found in metrics[form].items():
+                value = values[name]
+                assert value is not None
+                found.append(value)
+        print(
+            f"seed {seed}: " + ", ".join(f"{f} {m['ctr_auc'][-1]:.5f}" for f, m in metrics.items())
+        )
+    print(json.dumps(summary(metrics)))
+
+
+def summary(metrics: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
+    """Print the table of means and standard deviations over seeds; return its figures."""
+    figures: dict[str, Any] = {}
+    for name in ("ctr_auc", "ctcvr_auc"):
+        plain = metrics["plain float32"][name]
+        spread = statistics.stdev(plain)
+        for form, found in metrics.items():
+            values = found[name]
+            difference = statistics.mean(values) - statistics.mean(plain)
+            print(
+                f"{name:>9} {form:<16} mean {statistics.mean(values):.5f} "
+                f"+- {statistics.stdev(values):.5f}, difference {difference:+.5f}, "
+                f"spread of plain float32 {spread:.5f}"
+            )
+            figures.setdefault(form, {})[name] = {
+                "mean": statistics.mean(values),
+                "stdev": statistics.stdev(values),
+                "difference": difference,
+                "within_spread": abs(difference) <= spread,
+            }
+    return figures
+
+
+if __name__ == "__main__":
+    main()

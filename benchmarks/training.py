@@ -1,0 +1,324 @@
+"""Impressions per second of our models and of torch-rechub's, side by side.
+
+    pip install 'pwiser-tuner[benchmarks]'
+    python benchmarks/training.py                   # on the CPU, torch-rechub beside ours
+    python benchmarks/training.py --clock cpu       # on a busy machine: one thread, its CPU time
+    python benchmarks/training.py --device cuda     # on one GPU, batches 2048 and 16384
+
+Same synthetic impressions in AliExpress's form (16 fields, 63 numericals), same batch, same layer
+sizes, Adam; each figure from a process of its own, ours and theirs in turns, round after round.
+Ours is `trainables.train` as a trial runs it, PWiseR loss included; theirs is `MTLTrainer` over
+`DataGenerator` as its documentation has it. Both are timed over an epoch after a warm-up, data
+access included, evaluation not; `fit` adds the evaluation of 4,096 impressions. Ratios are of the
+medians; the spread is that of the rounds. Where the sides differ, docs/performance.md says how. The
+last line is one line of JSON.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from datasets import Impressions, open_dataset
+from datasets.sources.synthetic import synthesize
+from trainables import DeviceImpressions, Inputs, TrainingSettings, TrialConfiguration, Workers
+from trainables.training import train
+
+SEED = 0
+BATCH = 2_048
+VALID_ROWS = 4_096
+US_IMPRESSIONS = 27_392_613
+Clock = Callable[[], float]
+PEER = {"shared_bottom", "mmoe", "ple"}
+SIZES: dict[str, dict[str, Any]] = {
+    "paper": {"embedding_dim": 128, "units": (512, 256, 128), "tower_units": (128, 64)},
+    "small": {"embedding_dim": 8, "units": (32, 16), "tower_units": (16,)},
+}
+SETTINGS: dict[str, list[str]] = {
+    "shared_bottom": ["bottom_units"],
+    "mmoe": ["expert_units"],
+    "ple": ["expert_units"],
+}
+CASES = [
+    ("paper", "mmoe"),
+    ("paper", "shared_bottom"),
+    ("paper", "ple"),
+    ("paper", "dnn"),
+    ("paper", "masknet"),
+    ("small", "mmoe"),
+]
+ROWS = {("paper", "cpu"): 5 * BATCH, ("small", "cpu"): 40 * BATCH}
+GPU_ROWS = 1_000 * BATCH
+WARM_UP_ROWS = 2 * BATCH
+
+
+def our_configuration(size: str, model: str, precision: str, batch: int) -> TrialConfiguration:
+    """A trial at the given sizes; gates are linear, as the peer's are."""
+    sizes = SIZES[size]
+    settings: dict[str, Any] = {}
+    if model in SETTINGS:
+        settings = dict.fromkeys(SETTINGS[model], sizes["units"])
+        settings |= {"embedding_dim": sizes["embedding_dim"], "tower_units": sizes["tower_units"]}
+    if model in {"mmoe", "ple"}:
+        settings["gate_units"] = ()
+    training = TrainingSettings.model_validate(
+        {"epochs": 1, "batch_size": batch, "precision": precision}
+    )
+    return TrialConfiguration.create(model, settings, training=training)
+
+
+def rows_of(impressions: Impressions, num_rows: int) -> Impressions:
+    """The first rows, and all again until there are enough."""
+    index = np.arange(num_rows) % impressions.num_impressions
+    return Impressions(
+        impressions.ids_NF[index],
+        impressions.numericals_ND[index],
+        impressions.clicks_N[index],
+        impressions.conversions_N[index],
+    )
+
+
+def measure_ours(
+    configuration: TrialConfiguration,
+    inputs: Inputs,
+    splits: dict[str, Impressions],
+    device: torch.device,
+    clock: Clock,
+) -> dict[str, float]:
+    """Seconds of an epoch, and with its evaluation."""
+    workers = Workers(device=device)
+    on_device = {
+        name: DeviceImpressions.from_impressions(split, device) for name, split in splits.items()
+    }
+    figures = {}
+    for split in ("warm_up", "train"):
+        marks: list[float] = []
+
+        def mark(marks: list[float] = marks) -> bool:
+            marks.append(clock())  # after every step
+            return False
+
+        for evaluation, _ in train(
+            configuration, inputs, on_device[split], on_device["valid"], workers, mark
+        ):
+            *steps, end = [*marks, clock()]
+            # By the trainer's own clock, which waits for a GPU; it has no clock of CPU time.
+            epoch_s, evaluation_s = evaluation.training_s, evaluation.evaluation_s
+            if clock is time.process_time:
+                epoch_s = (steps[-1] - steps[0]) * len(steps) / (len(steps) - 1)
+                evaluation_s = end - steps[-1]
+            figures = {"epoch_s": epoch_s, "fit_s": epoch_s + evaluation_s}
+    return figures
+
+
+def peer_columns(split: Impressions) -> tuple[dict[str, Any], Any]:
+    """A split as torch-rechub takes it: a dictionary of columns, and the labels."""
+    columns = {f"c{i}": split.ids_NF[:, i].astype(np.int64) for i in range(split.ids_NF.shape[1])}
+    columns |= {f"n{i}": split.numericals_ND[:, i] for i in range(split.numericals_ND.shape[1])}
+    return columns, np.stack([split.clicks_N, split.conversions_N], axis=1)
+
+
+def peer_model(size: str, model: str, inputs: Inputs) -> torch.nn.Module:
+    """torch-rechub's model of that name, at the same sizes."""
+    from torch_rechub.basic.features import DenseFeature, SparseFeature
+    from torch_rechub.models.multi_task import MMOE, PLE, SharedBottom
+
+    sizes = SIZES[size]
+    features = [
+        SparseFeature(f"c{i}", vocab_size=count, embed_dim=sizes["embedding_dim"])
+        for i, count in enumerate(inputs.vocabulary_sizes)
+    ]
+    features += [DenseFeature(f"n{i}") for i in range(inputs.num_numericals)]
+    tasks = ["classification", "classification"]
+    hidden = {"dims": list(sizes["units"])}
+    towers = [{"dims": list(sizes["tower_units"])} for _ in tasks]
+    built: torch.nn.Module
+    if model == "mmoe":
+        built = MMOE(features, tasks, 8, hidden, towers)
+    elif model == "ple":
+        built = PLE(features, tasks, 1, 1, 8, hidden, towers)
+    else:
+        built = SharedBottom(features, tasks, hidden, towers)
+    return built
+
+
+def measure_peer(
+    model: torch.nn.Module,
+    splits: dict[str, Impressions],
+    device: torch.device,
+    batch: int,
+    clock: Clock,
+) -> dict[str, float]:
+    """Seconds of an epoch, and with its evaluation."""
+    from torch_rechub.trainers import MTLTrainer
+    from torch_rechub.utils.data import DataGenerator
+
+    valid = peer_columns(splits["valid"])
+    loaders = {}
+    for name in ("warm_up", "train"):
+        generator = DataGenerator(*peer_columns(splits[name]))
+        loaders[name] = generator.generate_dataloader(
+            x_val=valid[0], y_val=valid[1], x_test=valid[0], y_test=valid[1], batch_size=batch
+        )
+    trainer = MTLTrainer(
+        model,
+        task_types=["classification", "classification"],
+        optimizer_params={"lr": 1e-3, "weight_decay": 1e-6},
+        n_epoch=1,
+        device=str(device),
+    )
+    trainer.train_one_epoch(loaders["warm_up"][0])
+    started = clock()
+    trainer.train_one_epoch(loaders["train"][0])
+    epoch_s = clock() - started
+    trainer.evaluate(trainer.model, loaders["train"][1])
+    return {"epoch_s": epoch_s, "fit_s": clock() - started}
+
+
+def measure(side: str, size: str, model: str, arguments: argparse.Namespace) -> dict[str, float]:
+    """One side's figures, in this process."""
+    torch.manual_seed(SEED)
+    clock = time.perf_counter
+    if arguments.clock == "cpu":
+        torch.set_num_threads(1)
+        clock = time.process_time
+    device = torch.device(arguments.device)
+    dataset = open_dataset(arguments.data)
+    inputs = Inputs(
+        vocabulary_sizes=tuple(dataset.manifest.vocabulary_sizes.values()),
+        num_numericals=len(dataset.manifest.statistics),
+    )
+    num_rows = ROWS.get((size, arguments.device), GPU_ROWS)
+    loaded = {name: dataset.load(name) for name in ("train", "valid")}
+    splits = {
+        "warm_up": rows_of(loaded["train"], WARM_UP_ROWS),
+        "train": rows_of(loaded["train"], num_rows),
+        "valid": rows_of(loaded["valid"], VALID_ROWS),
+    }
+    if side == "peer":
+        figures = measure_peer(
+            peer_model(size, model, inputs), splits, device, arguments.batch, clock
+        )
+    else:
+        precision = "float32" if side == "ours_float32" else "auto"
+        configuration = our_configuration(size, model, precision, arguments.batch)
+        figures = measure_ours(configuration, inputs, splits, device, clock)
+    return {name: num_rows / seconds for name, seconds in figures.items()}
+
+
+def measure_apart(side: str, size: str, model: str, *options: str) -> dict[str, float]:
+    """`measure` in a process of its own."""
+    command = [sys.executable, __file__, "--measure", side, size, model, *options]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{result.stderr}")
+    figures: dict[str, float] = json.loads(result.stdout.splitlines()[-1])
+    return figures
+
+
+def compare(size: str, model: str, rounds: int, *options: str) -> dict[str, float]:
+    """Print and return one case's figures, all sides in turns."""
+    sides = ["ours", "ours_float32", *(["peer"] if model in PEER else [])]
+    rates: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
+    for _ in range(rounds):
+        for side in sides:
+            rates[side].append(measure_apart(side, size, model, *options))
+    row: dict[str, float] = {}
+    text = f"{size:>6} {model:<14}"
+    for side in sides:
+        values = [rate["epoch_s"] for rate in rates[side]]
+        row[side] = statistics.median(values)
+        row[f"{side}_min"], row[f"{side}_max"] = min(values), max(values)
+        text += f" {side} {row[side]:>9,.0f}/s ({min(values):,.0f}-{max(values):,.0f})"
+    if "peer" in sides:
+        ratios = [
+            ours["epoch_s"] / peer["epoch_s"]
+            for ours, peer in zip(rates["ours"], rates["peer"], strict=True)
+        ]
+        row["ratio"] = row["ours"] / row["peer"]
+        row["ratio_min"], row["ratio_max"] = min(ratios), max(ratios)
+        row["ratio_float32"] = row["ours_float32"] / row["peer"]
+        fits = [statistics.median(rate["fit_s"] for rate in rates[s]) for s in ("ours", "peer")]
+        row["fit_ratio"] = fits[0] / fits[1]
+        text += f"  ratio {row['ratio']:.1f} ({min(ratios):.1f}-{max(ratios):.1f})"
+        text += f", float32 {row['ratio_float32']:.1f}, with evaluation {row['fit_ratio']:.1f}"
+    print(text, flush=True)
+    return row
+
+
+def on_gpu(data: str, rounds: int) -> dict[str, Any]:
+    """Print and return our five models' figures at batch 2048 and 16384, and MMoE's epoch."""
+    figures: dict[str, Any] = {}
+    for batch in (BATCH, 8 * BATCH):
+        options = ("--device", "cuda", "--data", data, "--batch", str(batch))
+        print(f"batch {batch:,}")
+        figures[str(batch)] = {
+            model: compare(size, model, rounds, *options)
+            for size, model in CASES
+            if size == "paper"
+        }
+        epoch_s = US_IMPRESSIONS / figures[str(batch)]["mmoe"]["ours"]
+        figures[str(batch)]["us_epoch_s"] = epoch_s
+        print(f"one epoch of {US_IMPRESSIONS:,} impressions, from the rate: {epoch_s:.0f} s")
+    return figures
+
+
+def machine() -> str:
+    """What was measured, on what."""
+    command = ["git", "describe", "--always", "--dirty"]
+    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+    return (
+        f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, "
+        f"{torch.get_num_threads()} threads; load {load}; seed {SEED}; commit {commit or 'none'}"
+    )
+
+
+def main() -> None:
+    """Run everything, or one measurement in this process."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--measure", nargs=3, metavar=("SIDE", "SIZE", "MODEL"))
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--clock", choices=("wall", "cpu"), default="wall", help="cpu: one thread, its CPU time"
+    )
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=BATCH)
+    parser.add_argument("--data", help="a prepared synthetic dataset; made where left out")
+    parser.add_argument("--only", nargs="*", metavar="SIZE/MODEL", help="cases; all if left out")
+    arguments = parser.parse_args()
+    if arguments.measure:
+        print(json.dumps(measure(*arguments.measure, arguments)))
+        return
+    print(f"{machine()}; clock {arguments.clock}")
+    with tempfile.TemporaryDirectory() as directory:
+        data = arguments.data or str(Path(directory) / "us")
+        if not arguments.data:
+            synthesize(out=data, impressions=100_000, preset="us", seed=SEED)
+        if arguments.device == "cuda":
+            print(json.dumps({"gpu": on_gpu(data, arguments.rounds)}))
+            return
+        print("GPU figures were not run: --device cuda runs them")
+        figures: dict[str, Any] = {"gpu": "not run", "clock": arguments.clock}
+        figures |= {"paper": {}, "small": {}}
+        for size, model in CASES:
+            if not arguments.only or f"{size}/{model}" in arguments.only:
+                options = ("--data", data, "--batch", str(arguments.batch))
+                options += ("--clock", arguments.clock)
+                figures[size][model] = compare(size, model, arguments.rounds, *options)
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()

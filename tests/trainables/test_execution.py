@@ -1,0 +1,97 @@
+"""The rules by which a trial is computed."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from trainables import (
+    ConfigurationError,
+    DeviceImpressions,
+    Inputs,
+    TrainingSettings,
+    TrialConfiguration,
+    Workers,
+)
+from trainables.execution import compute_dtype
+from trainables.metrics import evaluate
+from trainables.training import predict_logits, train
+
+INPUTS = Inputs(vocabulary_sizes=(5, 9), num_numericals=3)
+SETTINGS = {"embedding_dim": 8, "expert_units": (12, 8), "num_experts": 3, "gate_units": ()}
+WORKERS = Workers(device=torch.device("cpu"))
+
+
+def impressions(num_rows: int) -> DeviceImpressions:
+    generator = torch.Generator().manual_seed(0)
+    ids_NF = torch.stack([torch.randint(size, (num_rows,), generator=generator) for size in (5, 9)])
+    clicks_N = (torch.rand(num_rows, generator=generator) < 0.4).to(torch.uint8)
+    conversions_N = clicks_N * (torch.rand(num_rows, generator=generator) < 0.4).to(torch.uint8)
+    numericals_ND = torch.randn(num_rows, 3, generator=generator)
+    return DeviceImpressions(ids_NF.t().to(torch.int8), numericals_ND, clicks_N, conversions_N)
+
+
+def trained(folding: str, split: DeviceImpressions) -> torch.nn.Module:
+    training = TrainingSettings.model_validate(
+        {"batch_size": 64, "precision": "float32", "folding": folding, "epochs": 1}
+    )
+    configuration = TrialConfiguration.create("mmoe", SETTINGS, training=training)
+    ((_, model),) = train(configuration, INPUTS, split, split, WORKERS)
+    return model
+
+
+def test_training_folded_and_plain_ends_at_the_same_weights() -> None:
+    split = impressions(320)
+    folded, plain = (trained(folding, split).state_dict() for folding in ("on", "off"))
+    assert folded.keys() == plain.keys()
+    for key, value in folded.items():
+        torch.testing.assert_close(value, plain[key], rtol=1e-3, atol=1e-4, msg=key)
+
+
+def test_folded_model_gives_the_metrics_of_its_plain_copy() -> None:
+    split = impressions(5_000)
+    folded = trained("on", split)
+    plain = trained("off", split)
+    plain.load_state_dict(folded.state_dict())
+    one, other = (
+        evaluate(predict_logits(model, split, WORKERS), split.clicks_N, split.conversions_N)
+        for model in (folded, plain)
+    )
+    for name, value in one.items():
+        assert value == pytest.approx(other[name], abs=1e-6), name
+
+
+def test_unknown_folding_is_refused() -> None:
+    configuration = TrialConfiguration.create("mmoe", SETTINGS)
+    with pytest.raises(ConfigurationError, match=r"training\.folding: .*'auto', 'on' or 'off'"):
+        configuration.replace({"training.folding": "sometimes"})
+
+
+def test_precision_is_taken_by_the_word() -> None:
+    device = torch.device("cpu")
+    assert compute_dtype("float32", device) == torch.float32
+    assert compute_dtype("bfloat16", device) == torch.bfloat16
+    assert compute_dtype("auto", device) in {torch.float32, torch.bfloat16}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's mallopt")
+def test_kept_memory_is_not_faulted_in_again() -> None:
+    script = """
+import resource, torch
+from trainables.execution import keep_freed_memory
+assert keep_freed_memory()
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(3):
+    torch.ones(16_000_000)
+before = faults()
+for _ in range(3):
+    torch.ones(16_000_000)  # 64 MB, 16,000 pages
+print(faults() - before)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) < 1_000

@@ -1,0 +1,94 @@
+"""How a trial is computed, by measured rules: folding, precision, memory.
+
+Nothing here changes what is computed but for rounding. The measurements behind each rule are in
+docs/performance.md.
+"""
+
+import ctypes
+import sys
+from functools import cache
+from typing import Literal
+
+import torch
+from torch import nn
+
+from trainables.models.embedding import FeatureEmbedding
+
+__all__ = ["Folding", "Precision", "compute_dtype", "fold_embeddings", "keep_freed_memory"]
+
+Folding = Literal["auto", "on", "off"]
+Precision = Literal["auto", "float32", "bfloat16"]
+
+FOLD_SLACK = 1.15
+"""A folded block may cost this much more operations than a plain one: it has no lookup."""
+FOLD_MIN_SAVING = 0.3
+"""Share of the first layer's operations that folding must save to pay for its many small ones."""
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
+
+
+def fold_embeddings(model: nn.Module, folding: Folding, rows_per_step: int) -> None:
+    """Fold a model's embeddings into the layers that read them, where that is quicker.
+
+    Args:
+        model: any model; one that has no FeatureEmbedding stays as it is.
+        folding: ``auto`` by the rule of `_blocks_to_fold`, ``on`` every block, ``off`` none.
+        rows_per_step: impressions per step of this worker.
+    """
+    for module in model.modules():
+        if isinstance(module, FeatureEmbedding):
+            blocks = list(range(len(module.block_widths)))
+            if folding == "off":
+                blocks = []
+            elif folding == "auto":
+                blocks = _blocks_to_fold(module, rows_per_step)
+            module.fold(blocks)
+
+
+def _blocks_to_fold(embedding: FeatureEmbedding, rows_per_step: int) -> list[int]:
+    """Choose by operations per output of the first layer, forward and backward.
+
+    A plain block of width S takes three products of rows_per_step x S. A folded one of R indicators
+    takes two of rows_per_step x R, and three of R x E for the folding (E the embedding's width).
+    """
+    plain = [6 * rows_per_step * width for width in embedding.block_widths]
+    per_indicator = 4 * rows_per_step + 6 * embedding.embedding_dim
+    folded = [per_indicator * count for count in embedding.block_indicators]
+    blocks = [block for block, cost in enumerate(folded) if cost <= FOLD_SLACK * plain[block]]
+    saved = sum(plain[block] - folded[block] for block in blocks)
+    return blocks if saved >= FOLD_MIN_SAVING * sum(plain) else []
+
+
+def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """Return the type of the matrix products: ``auto`` is bfloat16 where the device has it.
+
+    Of no size of model or batch measured was it slower there, small ones included.
+    """
+    if precision != "auto":
+        return torch.float32 if precision == "float32" else torch.bfloat16
+    if device.type == "cuda":
+        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        capabilities = torch.cpu.get_capabilities()
+        has_bfloat16 = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return torch.bfloat16 if has_bfloat16 else torch.float32
+
+
+@cache
+def keep_freed_memory() -> bool:
+    """Let this process keep the memory that a step frees, for the next step.
+
+    glibc gives every freed block above 32 MB back to the system and takes it anew, page fault by
+    page fault: a paper-size step's large tensors cost 8 times their own work that way. The process
+    keeps its peak until it ends. Other C libraries are left alone.
+
+    Returns:
+        Whether it is so.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    options = ((_M_MMAP_THRESHOLD, 1 << 30), (_M_TRIM_THRESHOLD, (1 << 31) - 1), (_M_MMAP_MAX, 0))
+    return all(mallopt(option, value) == 1 for option, value in options)
