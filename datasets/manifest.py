@@ -39,6 +39,7 @@ class Manifest(BaseModel):
         dropped_rows: Rows left out: conversions without a click, where that was chosen.
         added_clicks: Clicks added to conversions without one, where that was chosen.
         filled_cells: Empty, NaN or infinite cells that got the schema's fill, per field.
+        counted: Oddities of raw files that were let pass, in words, and how many there were.
         digest: SHA-256 of the content (see the digest module).
     """
 
@@ -55,6 +56,7 @@ class Manifest(BaseModel):
     dropped_rows: int = 0
     added_clicks: int = 0
     filled_cells: dict[str, int] = Field(default_factory=dict)
+    counted: dict[str, int] = Field(default_factory=dict)
     digest: str
 
     def write(self, directory: Location) -> None:

@@ -91,7 +91,7 @@ class RunningStatistics:
     """
 
     def __init__(self, fields: Mapping[str, NumericalField]) -> None:
-        self._names = tuple(fields)
+        self._fields = fields
         self._log_D = _takes_log(list(fields.values()))
         self._count = 0
         self._mean_D = np.zeros(len(fields))
@@ -103,15 +103,28 @@ class RunningStatistics:
         """Take in a block of raw, finite values; an empty block changes nothing."""
         if not len(raw_ND):
             return
+        block = RunningStatistics(self._fields)
         values_ND = _transform(raw_ND, self._log_D)
-        count = self._count + len(values_ND)
-        mean_D = values_ND.mean(axis=0)
-        delta_D = mean_D - self._mean_D
-        self._squares_D += ((values_ND - mean_D) ** 2).sum(axis=0)
-        self._squares_D += delta_D**2 * (self._count * len(values_ND) / count)
-        self._mean_D += delta_D * (len(values_ND) / count)
-        self._minimum_D = np.minimum(self._minimum_D, values_ND.min(axis=0))
-        self._maximum_D = np.maximum(self._maximum_D, values_ND.max(axis=0))
+        block._count = len(values_ND)
+        block._mean_D = values_ND.mean(axis=0)
+        values_ND -= block._mean_D
+        block._squares_D = np.einsum("nd,nd->d", values_ND, values_ND)
+        # the log keeps the order, so that the extremes may be found among the raw values
+        extremes = np.stack([raw_ND.min(axis=0), raw_ND.max(axis=0)])
+        block._minimum_D, block._maximum_D = _transform(extremes, self._log_D)
+        self.merge(block)
+
+    def merge(self, other: "RunningStatistics") -> None:
+        """Take in what another one has gathered."""
+        if not other._count:
+            return
+        count = self._count + other._count
+        delta_D = other._mean_D - self._mean_D
+        self._squares_D = self._squares_D + other._squares_D
+        self._squares_D += delta_D**2 * (self._count * other._count / count)
+        self._mean_D = self._mean_D + delta_D * (other._count / count)
+        self._minimum_D = np.minimum(self._minimum_D, other._minimum_D)
+        self._maximum_D = np.maximum(self._maximum_D, other._maximum_D)
         self._count = count
 
     def result(self) -> dict[str, NumericalStatistics]:
@@ -125,7 +138,7 @@ class RunningStatistics:
                 minimum=float(self._minimum_D[index]),
                 maximum=float(self._maximum_D[index]),
             )
-            for index, name in enumerate(self._names)
+            for index, name in enumerate(self._fields)
         }
 
 
