@@ -18,7 +18,7 @@ from datasets.manifest import Manifest
 from datasets.schema import CLICK, CONVERSION
 from datasets.vocabulary import read_vocabularies
 
-__all__ = ["Dataset", "Impressions", "SplitStatistics", "open_dataset", "statistics"]
+__all__ = ["Dataset", "Impressions", "SplitStatistics", "open_dataset", "statistics", "total"]
 
 
 @dataclass(frozen=True)
@@ -173,16 +173,30 @@ def statistics(dataset: Dataset) -> dict[str, SplitStatistics]:
     CTR is clicks per impression, CVR conversions per click, CTCVR conversions per impression.
     """
     return {
-        name: SplitStatistics(
-            impressions=split.impressions,
-            clicks=split.clicks,
-            conversions=split.conversions,
-            ctr=_ratio(split.clicks, split.impressions),
-            cvr=_ratio(split.conversions, split.clicks),
-            ctcvr=_ratio(split.conversions, split.impressions),
-        )
+        name: _statistics(split.impressions, split.clicks, split.conversions)
         for name, split in dataset.manifest.splits.items()
     }
+
+
+def total(dataset: Dataset) -> SplitStatistics:
+    """Return the counts and ratios of all splits together: a row of the paper's dataset table."""
+    splits = dataset.manifest.splits.values()
+    return _statistics(
+        sum(split.impressions for split in splits),
+        sum(split.clicks for split in splits),
+        sum(split.conversions for split in splits),
+    )
+
+
+def _statistics(impressions: int, clicks: int, conversions: int) -> SplitStatistics:
+    return SplitStatistics(
+        impressions=impressions,
+        clicks=clicks,
+        conversions=conversions,
+        ctr=_ratio(clicks, impressions),
+        cvr=_ratio(conversions, clicks),
+        ctcvr=_ratio(conversions, impressions),
+    )
 
 
 def _ratio(numerator: int, base: int) -> float | None:

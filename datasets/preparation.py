@@ -29,6 +29,7 @@ from datasets.schema import Schema
 from datasets.split import SPLITS
 from datasets.table_reader import RawBatch, RowSource
 from datasets.vocabulary import (
+    VOCABULARIES_FILE,
     Vocabulary,
     count_categories,
     id_type,
@@ -292,7 +293,9 @@ def prepare(
     encoder = preparation.encoder(survey)
     with staged_directory(target, shown=str(out)) as directory:
         outputs = preparation.write(encoder, directory, num_rows=survey.num_rows)
-        write_vocabularies(encoder.vocabularies, directory)
+        files = {VOCABULARIES_FILE: write_vocabularies(encoder.vocabularies, directory)}
+        for output in outputs.values():
+            files |= output.parts.files | output.truth.files
         manifest = Manifest(
             source=source,
             table=schema,
@@ -303,6 +306,7 @@ def prepare(
             added_clicks=survey.orphans if conversion_without_click == "as-click" else 0,
             filled_cells=dict(sorted(survey.filled.items())),
             counted={what: count for what, count in (counted or {}).items() if count},
+            files=files,
             digest=dataset_digest(
                 schema,
                 vocabularies_hash=vocabularies_hash(encoder.vocabularies),

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 
 from datasets.category import Categories
 from datasets.errors import DatasetError
-from datasets.filesystem import Location
+from datasets.filesystem import HashingSink, Location
+from datasets.manifest import FileSum
 
 __all__ = [
     "VOCABULARIES_FILE",
@@ -87,13 +88,15 @@ def vocabularies_hash(vocabularies: Mapping[str, Vocabulary]) -> str:
     return digest.hexdigest()
 
 
-def write_vocabularies(vocabularies: Mapping[str, Vocabulary], directory: Location) -> None:
+def write_vocabularies(vocabularies: Mapping[str, Vocabulary], directory: Location) -> FileSum:
     """Write all vocabularies as one Parquet file of (field, value) rows in id order."""
     fields = [name for name, vocabulary in vocabularies.items() for _ in vocabulary.values]
     values = [value for vocabulary in vocabularies.values() for value in vocabulary.values]
     columns = {"field": pa.array(fields, pa.string()), "value": pa.array(values, pa.string())}
-    target = directory / VOCABULARIES_FILE
-    pq.write_table(pa.table(columns), target.path, filesystem=target.filesystem, compression="zstd")
+    sink = HashingSink(directory / VOCABULARIES_FILE)
+    pq.write_table(pa.table(columns), sink, compression="zstd")
+    sink.close()
+    return FileSum(size_bytes=sink.size_bytes, sha256=sink.hexdigest())
 
 
 def read_vocabularies(directory: Location, fields: Sequence[str]) -> dict[str, Vocabulary]:
