@@ -106,7 +106,11 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True
+        ["git", "rev-parse", "--short", "HEAD"],
+        check=False,
+        cwd=HERE,
+        capture_output=True,
+        text=True,
     ).stdout.strip()
     print(f"{os.cpu_count()} cores, seed 0, commit {commit}", flush=True)
     runs = [

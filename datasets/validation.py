@@ -147,7 +147,8 @@ class _Validation:
         file = self.directory / part
         with file.filesystem.open_input_file(file.path) as stream:
             first_row = 1
-            for batch in pq.ParquetFile(stream).iter_batches(batch_size=_BATCH_ROWS):
+            rows = pq.ParquetFile(stream, pre_buffer=False)
+            for batch in rows.iter_batches(batch_size=_BATCH_ROWS):
                 yield first_row, batch
                 first_row += batch.num_rows
 
