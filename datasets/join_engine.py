@@ -5,6 +5,7 @@ memory; what does not fit is spilled there.
 """
 
 import contextlib
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,12 +13,14 @@ import duckdb
 import pyarrow.parquet as pq
 
 from datasets.pipeline import num_threads
+from datasets.progress import ProgressReport, ReportProgress
 from datasets.table_reader import RawBatch, RowSource, open_table
 
-__all__ = ["JoinedRows", "connect", "quoted"]
+__all__ = ["JoinedRows", "connect", "execute", "quoted"]
 
 MEMORY_LIMIT = "700MB"
 ROW_GROUP_ROWS = 61_440
+_REPORT_EVERY_S = 0.5
 
 
 @contextlib.contextmanager
@@ -29,7 +32,33 @@ def connect(work: Path) -> Iterator[duckdb.DuckDBPyConnection]:
         "temp_directory": str(work / "spill"),
     }
     with duckdb.connect(str(work / "engine.duckdb"), config=settings) as connection:
+        connection.execute("SET enable_progress_bar = true; SET enable_progress_bar_print = false")
         yield connection
+
+
+def execute(
+    connection: duckdb.DuckDBPyConnection, sql: str, *, phase: str, report: ReportProgress
+) -> None:
+    """Run a statement that may take long, and report its progress in per cent.
+
+    Raises:
+        duckdb.Error: The statement fails.
+    """
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(_REPORT_EVERY_S):
+            percent = int(connection.query_progress())
+            if 0 <= percent <= 100:
+                report(ProgressReport(phase, percent, 100, "%"))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        connection.execute(sql)
+    finally:
+        ended.set()
+        watcher.join()
 
 
 def quoted(path: Path) -> str:

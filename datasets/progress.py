@@ -12,13 +12,15 @@ class ProgressReport:
 
     Attributes:
         phase: What is going on, in words; another phase begins a new count.
-        done: Rows done in this phase.
-        total: Rows of this phase, None where nobody knows yet.
+        done: What is done in this phase.
+        total: What this phase has to do, None where nobody knows yet.
+        unit: What is counted.
     """
 
     phase: str
     done: int
     total: int | None
+    unit: str = "rows"
 
 
 ReportProgress = Callable[[ProgressReport], None]

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from datasets.errors import TableError
 from datasets.filesystem import locate, refuse_existing, working_directory
-from datasets.join_engine import ROW_GROUP_ROWS, JoinedRows, connect, quoted
+from datasets.join_engine import ROW_GROUP_ROWS, JoinedRows, connect, execute, quoted
 from datasets.labels import ConversionPolicy
 from datasets.manifest import Manifest
 from datasets.pipeline import map_in_order
@@ -124,9 +124,10 @@ def _join_split(
     impression = find_raw_file(directory, f"sample_skeleton_{split}", work=work)
     _stage(impression, _IMPRESSIONS, work / "impression.parquet", counted, report)
     out = work / f"{split}.parquet"
-    report(ProgressReport(f"joining {split}", 0, None))
     with connect(work) as connection:
-        _join(connection, common, impression, out, work)
+        _check_common(connection, common, work)
+        execute(connection, _join_sql(work, out), phase=f"joining {split}", report=report)
+    _check_lone(common, impression, out)
     for left in (work / "common.parquet", work / "impression.parquet", work / "engine.duckdb"):
         left.unlink()
     for file in (common, impression):
@@ -218,17 +219,10 @@ def _parse(file: RawFile, layout: _Layout, batch: RawBatch) -> tuple[pa.Table, i
     return pa.table({**kept, **found.columns}), int((found.num_features_N == 0).sum())
 
 
-def _join(
-    connection: duckdb.DuckDBPyConnection,
-    common: RawFile,
-    impression: RawFile,
-    out: Path,
-    work: Path,
-) -> None:
-    common_rows = f"read_parquet({quoted(work / 'common.parquet')})"
+def _check_common(connection: duckdb.DuckDBPyConnection, common: RawFile, work: Path) -> None:
     twice = connection.execute(
-        f"SELECT count(*), min({GROUP}) FROM "
-        f"(SELECT {GROUP} FROM {common_rows} GROUP BY {GROUP} HAVING count(*) > 1)"
+        f"SELECT count(*), min({GROUP}) FROM (SELECT {GROUP} FROM "
+        f"read_parquet({quoted(work / 'common.parquet')}) GROUP BY {GROUP} HAVING count(*) > 1)"
     ).fetchone()
     if twice and twice[0]:
         noun = "index has" if twice[0] == 1 else "indices have"
@@ -236,14 +230,21 @@ def _join(
             f"{common.name}: {twice[0]} {noun} more than one row (the first is {twice[1]!r}); "
             "leave one row per common-feature index"
         )
+
+
+def _join_sql(work: Path, out: Path) -> str:
     fields = ", ".join(f'coalesce(i."{f}", c."{f}") AS "{f}"' for f in FIELDS)
-    connection.execute(
+    return (
         f"COPY (SELECT i.click, i.conversion, i.{GROUP}, {fields}, "
         f"(c.{GROUP} IS NULL)::UTINYINT AS lone "
         f"FROM read_parquet({quoted(work / 'impression.parquet')}) AS i "
-        f"LEFT JOIN {common_rows} AS c ON i.{GROUP} = c.{GROUP}) TO {quoted(out)} "
+        f"LEFT JOIN read_parquet({quoted(work / 'common.parquet')}) AS c "
+        f"ON i.{GROUP} = c.{GROUP}) TO {quoted(out)} "
         f"(FORMAT parquet, COMPRESSION lz4_raw, ROW_GROUP_SIZE {ROW_GROUP_ROWS})"
     )
+
+
+def _check_lone(common: RawFile, impression: RawFile, out: Path) -> None:
     lone_N = pq.read_table(out, columns=["lone"])["lone"].to_numpy()
     if lone_N.any():
         row = int(lone_N.argmax())

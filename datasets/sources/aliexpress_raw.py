@@ -7,13 +7,14 @@ number the user's columns first, then the item's, each in the file's order.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
 
 from datasets.errors import TableError
-from datasets.join_engine import ROW_GROUP_ROWS, JoinedRows, connect, quoted
-from datasets.progress import ProgressReport, ReportProgress
+from datasets.join_engine import ROW_GROUP_ROWS, JoinedRows, connect, execute, quoted
+from datasets.progress import ReportProgress
 from datasets.raw_files import RawFile, find_raw_file
 
 __all__ = ["COUNTRIES", "join_aliexpress"]
@@ -48,10 +49,10 @@ def join_aliexpress(
     for split in ("train", "test"):
         user = find_raw_file(directory, f"{country}_user_{split}", work=work)
         item = find_raw_file(directory, f"{country}_item_{split}", work=work)
-        report(ProgressReport(f"joining {split}", 0, None))
         with connect(work) as connection:
-            _load_searches(connection, user)
-            joined[split] = _join(connection, user, item, work / f"{split}.parquet")
+            run = _Statements(connection, f"joining {split}", report)
+            _load_searches(run, user)
+            joined[split] = _join(run, user, item, work / f"{split}.parquet")
         for file in (user, item):
             if file.path.parent == work:  # unpacked from an archive: room for the next
                 file.path.unlink()
@@ -71,16 +72,17 @@ def _scan(file: RawFile, num_columns: int, texts: tuple[int, ...]) -> str:
     )
 
 
-def _load_searches(connection: duckdb.DuckDBPyConnection, user: RawFile) -> None:
+def _load_searches(run: "_Statements", user: RawFile) -> None:
     texts = (1, *USER_CATEGORICALS)
     numbers = ", ".join(f"TRY_CAST(c{i} AS FLOAT) AS c{i}" for i in USER_NUMERICALS)
-    _execute(
-        connection,
+    run.read(
         f"CREATE TABLE searches AS SELECT * REPLACE ({numbers}) "
         f"FROM {_scan(user, USER_COLUMNS, texts)}",
-        {user: (USER_COLUMNS, texts)},
+        user,
+        USER_COLUMNS,
+        texts,
     )
-    twice = connection.execute(
+    twice = run.connection.execute(
         "SELECT count(*), min(c1) FROM (SELECT c1 FROM searches GROUP BY c1 HAVING count(*) > 1)"
     ).fetchone()
     if twice and twice[0]:
@@ -92,9 +94,7 @@ def _load_searches(connection: duckdb.DuckDBPyConnection, user: RawFile) -> None
         )
 
 
-def _join(
-    connection: duckdb.DuckDBPyConnection, user: RawFile, item: RawFile, out: Path
-) -> JoinedRows:
+def _join(run: "_Statements", user: RawFile, item: RawFile, out: Path) -> JoinedRows:
     categorical = [f"s.c{i}" for i in USER_CATEGORICALS] + [f"i.c{i}" for i in ITEM_CATEGORICALS]
     numerical = [f"s.c{i}" for i in USER_NUMERICALS]
     numerical += [f"TRY_CAST(i.c{i} AS FLOAT)" for i in ITEM_NUMERICALS]
@@ -107,34 +107,38 @@ def _join(
     columns.append("(s.c1 IS NULL)::UTINYINT AS lone")
     columns.append("coalesce(i.c49 NOT IN ('0', '1', '2'), true)::UTINYINT AS odd")
     texts = (1, *ITEM_CATEGORICALS, 49)
-    _execute(
-        connection,
+    run.read(
         f"COPY (SELECT {', '.join(columns)} FROM {_scan(item, ITEM_COLUMNS, texts)} AS i "
         f"LEFT JOIN searches AS s ON i.c1 = s.c1) TO {quoted(out)} "
         f"(FORMAT parquet, COMPRESSION lz4_raw, ROW_GROUP_SIZE {ROW_GROUP_ROWS})",
-        {item: (ITEM_COLUMNS, texts)},
+        item,
+        ITEM_COLUMNS,
+        texts,
     )
-    counts = connection.execute(
+    counts = run.connection.execute(
         f"SELECT sum(lone), sum(odd) FROM read_parquet({quoted(out)})"
     ).fetchone()
     lone, odd = counts or (0, 0)
     if odd:
         raise _odd_label(item)
     if lone:
-        raise _lone_impression(connection, user, item, lone)
+        raise _lone_impression(run.connection, user, item, lone)
     return JoinedRows(item.name, out, checks=("lone", "odd"))
 
 
-def _execute(
-    connection: duckdb.DuckDBPyConnection,
-    sql: str,
-    files: dict[RawFile, tuple[int, tuple[int, ...]]],
-) -> None:
-    """Run a statement that reads raw files; where it fails, find the line that is to blame."""
-    try:
-        connection.execute(sql)
-    except duckdb.Error as error:
-        for file, (num_columns, texts) in files.items():
+@dataclass(frozen=True)
+class _Statements:
+    """Runs the statements of one split and reports how far they are."""
+
+    connection: duckdb.DuckDBPyConnection
+    phase: str
+    report: ReportProgress
+
+    def read(self, sql: str, file: RawFile, num_columns: int, texts: tuple[int, ...]) -> None:
+        """Run a statement that reads a raw file; where it fails, find the line to blame."""
+        try:
+            execute(self.connection, sql, phase=self.phase, report=self.report)
+        except duckdb.Error as error:
             _check_lines(file, num_columns, texts)
             reason = " ".join(str(error).split())[:200]
             raise TableError(f"{file.name}: not readable ({reason}); fetch it again") from error

@@ -107,13 +107,15 @@ def synth(
     """Make a synthetic dataset of the impression, click, conversion funnel."""
     from datasets import synthesize
 
-    manifest = synthesize(
-        out=out,
-        impressions=impressions,
-        preset=preset.value,
-        seed=seed,
-        accidental_clicks=accidental_clicks,
-    )
+    with shown_progress() as report:
+        manifest = synthesize(
+            out=out,
+            impressions=impressions,
+            preset=preset.value,
+            seed=seed,
+            accidental_clicks=accidental_clicks,
+            report=report,
+        )
     _print_summary(out, manifest)
 
 
@@ -144,14 +146,16 @@ def prepare_table(
     """Prepare any CSV or Parquet table with a schema file of your own."""
     import datasets
 
-    manifest = datasets.prepare_table(
-        input=input,
-        schema=schema,
-        out=out,
-        valid=valid,
-        test=test,
-        conversion_without_click=conversion_without_click.policy,
-    )
+    with shown_progress() as report:
+        manifest = datasets.prepare_table(
+            input=input,
+            schema=schema,
+            out=out,
+            valid=valid,
+            test=test,
+            conversion_without_click=conversion_without_click.policy,
+            report=report,
+        )
     _print_summary(out, manifest)
 
 

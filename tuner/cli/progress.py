@@ -43,7 +43,9 @@ def shown_progress() -> "Iterator[ReportProgress]":
                 phase, since = report.phase, time.perf_counter()
                 progress.reset(task, description=phase, total=report.total, rows="")
             seconds = max(time.perf_counter() - since, 1e-3)
-            rows = f"{report.done:,} rows  {report.done / seconds:,.0f}/s" if report.done else ""
+            rows = f"{report.done:,} {report.unit}" if report.done else ""
+            if report.done and report.unit == "rows":
+                rows += f"  {report.done / seconds:,.0f}/s"
             progress.update(task, completed=report.done, rows=rows)
 
         yield show
