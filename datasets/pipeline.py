@@ -22,7 +22,9 @@ _WAITING_PER_THREAD = 1  # beyond the one in work: memory is bounded by these
 
 def num_threads() -> int:
     """Return how many threads to work with: the cores that this process may use, at most 16."""
-    return min(len(os.sched_getaffinity(0)), _MAX_THREADS)
+    if hasattr(os, "sched_getaffinity"):
+        return min(len(os.sched_getaffinity(0)), _MAX_THREADS)
+    return min(os.cpu_count() or 1, _MAX_THREADS)  # macOS does not tell
 
 
 def map_in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
