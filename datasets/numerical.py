@@ -39,6 +39,8 @@ def numbers_of(column: pa.Array) -> npt.NDArray[np.float32]:
         NotANumberError: A cell is no number.
     """
     kind = column.type
+    if pa.types.is_float32(kind):
+        return np.asarray(column.to_numpy(zero_copy_only=False)) + np.float32(0)
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         column = _parse(column)
     elif pa.types.is_boolean(kind):

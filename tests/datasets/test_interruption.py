@@ -19,7 +19,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("files") / "raw"
     script = REPOSITORY / "benchmarks" / "raw_files.py"
     subprocess.run(
-        [sys.executable, script, "aliexpress", "--impressions", "150000", "--out", directory],
+        [sys.executable, script, "aliexpress", "--impressions", "100000", "--out", directory],
         check=True,
         capture_output=True,
     )
