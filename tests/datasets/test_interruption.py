@@ -43,7 +43,7 @@ def wait_for(process: "subprocess.Popen[str]", directory: Path, pattern: str) ->
         raise AssertionError(f"ended before {pattern} came")
 
 
-@pytest.mark.parametrize("moment", [".out.work-*/engine.duckdb", ".out.partial-*/train"])
+@pytest.mark.parametrize("moment", [".out.work-*/engine.duckdb", ".out.partial-*"])
 def test_interrupt_leaves_nothing(raw: Path, tmp_path: Path, moment: str) -> None:
     process = start(raw, tmp_path / "out")
     wait_for(process, tmp_path, moment)
@@ -57,7 +57,7 @@ def test_interrupt_leaves_nothing(raw: Path, tmp_path: Path, moment: str) -> Non
 def test_a_killed_preparation_begins_again_cleanly(raw: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = start(raw, out)
-    wait_for(process, tmp_path, ".out.partial-*/train")
+    wait_for(process, tmp_path, ".out.partial-*")
     process.kill()
     process.communicate(timeout=DEADLINE_S)
     assert {path.name.split("-")[0] for path in tmp_path.iterdir()} == {".out.partial", ".out.work"}
