@@ -10,18 +10,36 @@ from typing import TYPE_CHECKING
 from datasets.errors import DatasetError, OutputExistsError, PwiserError, SchemaError, TableError
 
 if TYPE_CHECKING:
-    from datasets.dataset import Dataset, Impressions, SplitStatistics, open_dataset, statistics
+    from datasets.dataset import (
+        Dataset,
+        Impressions,
+        SplitStatistics,
+        open_dataset,
+        statistics,
+        total,
+    )
     from datasets.encoder import Encoder
     from datasets.labels import CONVERSION_POLICIES, ConversionPolicy
     from datasets.manifest import Manifest, SplitSummary
     from datasets.numerical import NumericalStatistics
+    from datasets.progress import ProgressReport, ReportProgress
     from datasets.schema import Schema
     from datasets.schema_file import read_schema
-    from datasets.sources import PRESETS, prepare_aliexpress, prepare_table, synthesize
+    from datasets.sources import (
+        COUNTRIES,
+        PRESETS,
+        prepare_aliccp,
+        prepare_aliexpress,
+        prepare_aliexpress_raw,
+        prepare_table,
+        synthesize,
+    )
+    from datasets.validation import validate
     from datasets.vocabulary import Vocabulary
 
 __all__ = [
     "CONVERSION_POLICIES",
+    "COUNTRIES",
     "PRESETS",
     "ConversionPolicy",
     "Dataset",
@@ -31,7 +49,9 @@ __all__ = [
     "Manifest",
     "NumericalStatistics",
     "OutputExistsError",
+    "ProgressReport",
     "PwiserError",
+    "ReportProgress",
     "Schema",
     "SchemaError",
     "SplitStatistics",
@@ -39,15 +59,20 @@ __all__ = [
     "TableError",
     "Vocabulary",
     "open_dataset",
+    "prepare_aliccp",
     "prepare_aliexpress",
+    "prepare_aliexpress_raw",
     "prepare_table",
     "read_schema",
     "statistics",
     "synthesize",
+    "total",
+    "validate",
 ]
 
 _MODULE_OF = {
     "CONVERSION_POLICIES": "labels",
+    "COUNTRIES": "sources",
     "PRESETS": "sources",
     "ConversionPolicy": "labels",
     "Dataset": "dataset",
@@ -55,16 +80,22 @@ _MODULE_OF = {
     "Impressions": "dataset",
     "Manifest": "manifest",
     "NumericalStatistics": "numerical",
+    "ProgressReport": "progress",
+    "ReportProgress": "progress",
     "Schema": "schema",
     "SplitStatistics": "dataset",
     "SplitSummary": "manifest",
     "Vocabulary": "vocabulary",
     "open_dataset": "dataset",
+    "prepare_aliccp": "sources",
     "prepare_aliexpress": "sources",
+    "prepare_aliexpress_raw": "sources",
     "prepare_table": "sources",
     "read_schema": "schema_file",
     "statistics": "dataset",
     "synthesize": "sources",
+    "total": "dataset",
+    "validate": "validation",
 }
 
 

@@ -40,6 +40,7 @@ MISSING_TEXTS = frozenset(
 _INTEGER = re.compile(r"\s*([+-]?)0*([0-9]+)\s*", re.ASCII)
 _DECIMAL = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*", re.ASCII)
 _INFINITE = re.compile(r"\s*([+-]?)inf(inity)?\s*", re.ASCII | re.IGNORECASE)
+_STARTS_OF_NUMBERS = frozenset(" \t\n\r\f\v+-.0123456789iI")  # what the three begin with
 _BOOLEANS = {"True": "true", "TRUE": "true", "False": "false", "FALSE": "false"}
 _EXACT_BELOW = 1e15
 
@@ -83,6 +84,8 @@ def canonical_text(value: object) -> str | None:
 def _of_string(text: str) -> str | None:
     if text in MISSING_TEXTS:
         return None
+    if text[0] not in _STARTS_OF_NUMBERS:
+        return _BOOLEANS.get(text, text)
     if match := _INTEGER.fullmatch(text):
         sign, digits = match.groups()
         return f"-{digits}" if sign == "-" and digits != "0" else digits
@@ -119,6 +122,9 @@ def categories_of(column: "pa.Array | pa.ChunkedArray") -> Categories:
         raise TypeError(str(kind))
     encoded = column.dictionary_encode()
     codes_N = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+    if pa.types.is_integer(kind):  # written as canonical_text writes them, by the million
+        texts = tuple(encoded.dictionary.cast(pa.string()).to_pylist())
+        return Categories(np.ascontiguousarray(codes_N, dtype=np.int32), texts)
     texts = tuple(canonical_text(value) for value in _distinct_values(encoded.dictionary))
     missing = [code for code, text in enumerate(texts) if text is None]
     if missing:

@@ -50,6 +50,13 @@ class Findings:
     gaps: dict[str, _Gaps] = field(default_factory=dict)
     filled: Counter[str] = field(default_factory=Counter)
 
+    def merge(self, later: "Findings") -> None:
+        """Add what later rows of the same file showed."""
+        self.orphans.merge(later.orphans)
+        for name, gaps in later.gaps.items():
+            self.gaps.setdefault(name, _Gaps(first_row=gaps.first_row)).cells += gaps.cells
+        self.filled.update(later.filled)
+
     def refuse(self, file: str, *, fill_fix: str, refuse_orphans: bool) -> None:
         """Refuse the file for what its schema and the chosen policy do not allow.
 

@@ -48,14 +48,18 @@ class RowSum:
             axis=1,
         )
         width, buffer, sha256 = content.shape[1], memoryview(content.tobytes()), hashlib.sha256
-        hashes = b"".join(
-            sha256(buffer[start : start + width]).digest() for start in range(0, len(buffer), width)
-        )
+        starts = range(0, len(buffer), width)
+        hashes = b"".join([sha256(buffer[start : start + width]).digest() for start in starts])
         # eight 32-bit words of each hash, summed in 64 bits: exact up to 2**32 rows a block
         words = np.frombuffer(hashes, "<u4").reshape(num_rows, 8).sum(axis=0, dtype=np.uint64)
         block_sum = sum(int(word) << (32 * index) for index, word in enumerate(words))
         self._sum = (self._sum + block_sum) % _MODULUS
         self.rows += num_rows
+
+    def merge(self, other: "RowSum") -> None:
+        """Add the rows of another sum."""
+        self._sum = (self._sum + other._sum) % _MODULUS
+        self.rows += other.rows
 
     def hexdigest(self) -> str:
         """Return the sum as 64 hexadecimal digits."""

@@ -100,6 +100,12 @@ class Encoder:
         """Return the model inputs of raw, finite numerical values in model order."""
         return self._normalizer.normalize(raw_ND)
 
+    def normalize_column(
+        self, name: str, raw_N: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.float32]:
+        """Return the model inputs of one field's raw, finite values, as ``normalize`` does."""
+        return self._normalizer.normalize_column(name, raw_N)
+
     def _check_columns(self, columns: list[str]) -> None:
         missing = [name for name in (*self.categorical, *self.numerical) if name not in columns]
         if missing:

@@ -1,8 +1,11 @@
 """Where data lies: a local path or any URI that pyarrow has a filesystem for."""
 
 import contextlib
+import hashlib
 import os
 import shutil
+import socket
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +15,14 @@ from pyarrow import fs as pafs
 
 from datasets.errors import DatasetError, OutputExistsError
 
-__all__ = ["Location", "locate", "refuse_existing", "staged_directory"]
+__all__ = [
+    "HashingSink",
+    "Location",
+    "locate",
+    "refuse_existing",
+    "staged_directory",
+    "working_directory",
+]
 
 
 @dataclass(frozen=True)
@@ -82,14 +92,50 @@ def locate(uri: str | Path) -> Location:
     return Location(filesystem, path)
 
 
+class HashingSink:
+    """A file to write that knows the size and the SHA-256 of what went through it."""
+
+    def __init__(self, target: Location) -> None:
+        folder = target.path.rsplit("/", 1)[0]
+        target.filesystem.create_dir(folder, recursive=True)
+        self._stream = target.filesystem.open_output_stream(target.path, compression=None)
+        self._sha256 = hashlib.sha256()
+        self.size_bytes = 0
+        self.closed = False
+
+    def write(self, content: bytes) -> int:
+        """Append bytes."""
+        self._sha256.update(content)
+        self._stream.write(content)
+        self.size_bytes += len(content)
+        return len(content)
+
+    def tell(self) -> int:
+        """Return how much has been written."""
+        return self.size_bytes
+
+    def flush(self) -> None:
+        """Leave it to the filesystem when bytes go out."""
+
+    def close(self) -> None:
+        """Finish the file."""
+        if not self.closed:
+            self.closed = True
+            self._stream.close()
+
+    def hexdigest(self) -> str:
+        """Return the SHA-256 of what has been written."""
+        return self._sha256.hexdigest()
+
+
 @contextlib.contextmanager
 def staged_directory(target: Location, *, shown: str) -> Iterator[Location]:
     """Give a directory to write into that becomes ``target`` only if the block ends well.
 
-    A local target is written as a sibling ``.<name>.partial-<pid>`` and renamed at the end. A
-    remote one is written in place (its manifest comes last, so that an unfinished one does not
-    open). On any exception, an interrupt included, all of it is removed, with the parents that were
-    made.
+    A local target is written as a sibling ``.<name>.partial-<host>-<pid>`` and renamed at the end;
+    what processes that are dead have left of the same target is removed first. A remote one is
+    written in place (its manifest comes last, so that an unfinished one does not open). On any
+    exception, an interrupt included, all of it is removed, with the parents that were made.
 
     Args:
         target: The directory that must not exist yet.
@@ -108,20 +154,62 @@ def staged_directory(target: Location, *, shown: str) -> Iterator[Location]:
             raise
         return
     final = Path(target.path)
-    stage = final.parent / f".{final.name}.partial-{os.getpid()}"
-    made_parents = [parent for parent in final.parents if not parent.exists()]
-    try:
-        shutil.rmtree(stage, ignore_errors=True)
-        stage.mkdir(parents=True)
+    with _own_directory(final, "partial") as stage:
         yield Location(target.filesystem, str(stage))
         refuse_existing(target, shown=shown)
         stage.rename(final)
+
+
+@contextlib.contextmanager
+def working_directory(target: Location) -> Iterator[Path]:
+    """Give a local directory for intermediate files, removed when the block ends in any way.
+
+    It lies beside a local target, where there is room for the result, as
+    ``.<name>.work-<host>-<pid>``; for a remote one it is a temporary directory.
+    """
+    if not target.is_local:
+        with tempfile.TemporaryDirectory(prefix="pwiser-") as directory:
+            yield Path(directory)
+        return
+    with _own_directory(Path(target.path), "work") as directory:
+        try:
+            yield directory
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _own_directory(final: Path, kind: str) -> Iterator[Path]:
+    """Make a hidden sibling of ``final``; on an exception it goes, with the parents made for it."""
+    stem = f".{final.name}.{kind}-{socket.gethostname()}-"
+    own = final.parent / f"{stem}{os.getpid()}"
+    made_parents = [parent for parent in final.parents if not parent.exists()]
+    if final.parent.is_dir():
+        for left in final.parent.iterdir():
+            if left.name.startswith(stem) and not _is_alive(left.name.removeprefix(stem)):
+                shutil.rmtree(left, ignore_errors=True)
+    try:
+        shutil.rmtree(own, ignore_errors=True)
+        own.mkdir(parents=True)
+        yield own
     except BaseException:
-        shutil.rmtree(stage, ignore_errors=True)
+        shutil.rmtree(own, ignore_errors=True)
         for parent in made_parents:
             with contextlib.suppress(OSError):
                 parent.rmdir()
         raise
+
+
+def _is_alive(process: str) -> bool:
+    if not process.isdecimal():
+        return True  # not a name of ours: let it be
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # another user's
+    return True
 
 
 def refuse_existing(target: Location, *, shown: str) -> None:

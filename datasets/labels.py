@@ -58,6 +58,11 @@ class OrphanConversions:
         self.count += len(row_numbers)
         self.first_rows += row_numbers[: 5 - len(self.first_rows)].tolist()
 
+    def merge(self, later: "OrphanConversions") -> None:
+        """Add those of later rows."""
+        self.count += later.count
+        self.first_rows += later.first_rows[: 5 - len(self.first_rows)]
+
     def refuse(self, file: str) -> None:
         """Refuse the file if it holds any.
 

@@ -9,7 +9,7 @@ from datasets.filesystem import Location
 from datasets.numerical import NumericalStatistics
 from datasets.schema import Schema
 
-__all__ = ["FORMAT_VERSION", "MANIFEST_FILE", "Manifest", "SplitSummary"]
+__all__ = ["FORMAT_VERSION", "MANIFEST_FILE", "FileSum", "Manifest", "SplitSummary"]
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
@@ -26,6 +26,15 @@ class SplitSummary(BaseModel):
     parts: tuple[str, ...]
 
 
+class FileSum(BaseModel):
+    """What a file held when it was written."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size_bytes: int
+    sha256: str
+
+
 class Manifest(BaseModel):
     """Everything but the rows and the vocabularies.
 
@@ -39,6 +48,8 @@ class Manifest(BaseModel):
         dropped_rows: Rows left out: conversions without a click, where that was chosen.
         added_clicks: Clicks added to conversions without one, where that was chosen.
         filled_cells: Empty, NaN or infinite cells that got the schema's fill, per field.
+        counted: Oddities of raw files that were let pass, in words, and how many there were.
+        files: Size and SHA-256 per file, relative to the dataset.
         digest: SHA-256 of the content (see the digest module).
     """
 
@@ -55,6 +66,8 @@ class Manifest(BaseModel):
     dropped_rows: int = 0
     added_clicks: int = 0
     filled_cells: dict[str, int] = Field(default_factory=dict)
+    counted: dict[str, int] = Field(default_factory=dict)
+    files: dict[str, FileSum] = Field(default_factory=dict)
     digest: str
 
     def write(self, directory: Location) -> None:

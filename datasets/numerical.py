@@ -39,6 +39,8 @@ def numbers_of(column: pa.Array) -> npt.NDArray[np.float32]:
         NotANumberError: A cell is no number.
     """
     kind = column.type
+    if pa.types.is_float32(kind):
+        return np.asarray(column.to_numpy(zero_copy_only=False)) + np.float32(0)
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         column = _parse(column)
     elif pa.types.is_boolean(kind):
@@ -91,7 +93,7 @@ class RunningStatistics:
     """
 
     def __init__(self, fields: Mapping[str, NumericalField]) -> None:
-        self._names = tuple(fields)
+        self._fields = fields
         self._log_D = _takes_log(list(fields.values()))
         self._count = 0
         self._mean_D = np.zeros(len(fields))
@@ -103,15 +105,28 @@ class RunningStatistics:
         """Take in a block of raw, finite values; an empty block changes nothing."""
         if not len(raw_ND):
             return
+        block = RunningStatistics(self._fields)
         values_ND = _transform(raw_ND, self._log_D)
-        count = self._count + len(values_ND)
-        mean_D = values_ND.mean(axis=0)
-        delta_D = mean_D - self._mean_D
-        self._squares_D += ((values_ND - mean_D) ** 2).sum(axis=0)
-        self._squares_D += delta_D**2 * (self._count * len(values_ND) / count)
-        self._mean_D += delta_D * (len(values_ND) / count)
-        self._minimum_D = np.minimum(self._minimum_D, values_ND.min(axis=0))
-        self._maximum_D = np.maximum(self._maximum_D, values_ND.max(axis=0))
+        block._count = len(values_ND)
+        block._mean_D = values_ND.mean(axis=0)
+        values_ND -= block._mean_D
+        block._squares_D = np.einsum("nd,nd->d", values_ND, values_ND)
+        # the log keeps the order, so that the extremes may be found among the raw values
+        extremes = np.stack([raw_ND.min(axis=0), raw_ND.max(axis=0)])
+        block._minimum_D, block._maximum_D = _transform(extremes, self._log_D)
+        self.merge(block)
+
+    def merge(self, other: "RunningStatistics") -> None:
+        """Take in what another one has gathered."""
+        if not other._count:
+            return
+        count = self._count + other._count
+        delta_D = other._mean_D - self._mean_D
+        self._squares_D = self._squares_D + other._squares_D
+        self._squares_D += delta_D**2 * (self._count * other._count / count)
+        self._mean_D = self._mean_D + delta_D * (other._count / count)
+        self._minimum_D = np.minimum(self._minimum_D, other._minimum_D)
+        self._maximum_D = np.maximum(self._maximum_D, other._maximum_D)
         self._count = count
 
     def result(self) -> dict[str, NumericalStatistics]:
@@ -125,7 +140,7 @@ class RunningStatistics:
                 minimum=float(self._minimum_D[index]),
                 maximum=float(self._maximum_D[index]),
             )
-            for index, name in enumerate(self._names)
+            for index, name in enumerate(self._fields)
         }
 
 
@@ -148,11 +163,22 @@ class Normalizer:
         pairs = [_shift_and_scale(field, statistics[name]) for name, field in fields.items()]
         self._shift_D = np.array([shift for shift, _ in pairs], np.float64)
         self._scale_D = np.array([scale for _, scale in pairs], np.float64)
+        self._index_of = {name: index for index, name in enumerate(fields)}
 
     def normalize(self, raw_ND: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Return the normalised values of finite raw values, the same bits for the same row."""
         normalized_ND = (_transform(raw_ND, self._log_D) - self._shift_D) / self._scale_D
         return normalized_ND.astype(np.float32)
+
+    def normalize_column(
+        self, name: str, raw_N: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.float32]:
+        """Return the normalised values of one field, bit for bit as ``normalize`` has them."""
+        index = self._index_of[name]
+        values_N = _transform(raw_N[:, None], self._log_D[index : index + 1])[:, 0]
+        values_N -= self._shift_D[index]
+        values_N /= self._scale_D[index]
+        return values_N.astype(np.float32)
 
 
 def _shift_and_scale(field: NumericalField, statistics: NumericalStatistics) -> tuple[float, float]:

@@ -1,16 +1,19 @@
-"""From rows to a prepared dataset in two passes, so that memory holds vocabularies and one batch.
+"""From rows to a prepared dataset in two passes; memory holds vocabularies and a few batches.
 
 The first pass checks every row of every input and gathers train's vocabularies and statistics; the
-second encodes and writes. A source needs no more than to give its rows twice.
+second encodes and writes. A source needs no more than to give its rows twice. Batches are worked on
+by all cores and joined in their order, so that the result does not depend on the machine.
 """
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from datasets.cleaning import CleanBatch, Cleaner, Findings, take
@@ -21,10 +24,13 @@ from datasets.filesystem import Location, locate, refuse_existing, staged_direct
 from datasets.labels import ConversionPolicy
 from datasets.manifest import Manifest, SplitSummary
 from datasets.numerical import RunningStatistics
+from datasets.pipeline import map_in_order
+from datasets.progress import ProgressReport, ReportProgress, report_nothing
 from datasets.schema import Schema
 from datasets.split import SPLITS
-from datasets.table_reader import RowSource
+from datasets.table_reader import RawBatch, RowSource
 from datasets.vocabulary import (
+    VOCABULARIES_FILE,
     Vocabulary,
     count_categories,
     id_type,
@@ -48,6 +54,31 @@ class _Survey:
     orphans: int = 0
     filled: Counter[str] = field(default_factory=Counter)
 
+    @property
+    def num_rows(self) -> int:
+        return self.rows.total()
+
+    def merge(self, batch: "_Survey") -> None:
+        """Add what one batch showed, in the order of the batches."""
+        self.statistics.merge(batch.statistics)
+        for name, counts in batch.counts.items():
+            known = self.counts[name]
+            so_far = known.get
+            for text, count in counts.items():  # Counter.update takes twice as long
+                known[text] = so_far(text, 0) + count
+        self.rows.update(batch.rows)
+
+
+@dataclass(frozen=True)
+class _EncodedBatch:
+    """Rows of one split, ready to be written."""
+
+    rows: RowSum
+    table: pa.Table
+    truth: pa.Table | None
+    clicks: int
+    conversions: int
+
 
 @dataclass
 class _SplitOutput:
@@ -58,6 +89,15 @@ class _SplitOutput:
     rows: RowSum = field(default_factory=RowSum)
     clicks: int = 0
     conversions: int = 0
+
+    def add(self, batch: _EncodedBatch) -> None:
+        """Write rows and count them."""
+        self.parts.write(batch.table)
+        if batch.truth is not None:
+            self.truth.write(batch.truth)
+        self.rows.merge(batch.rows)
+        self.clicks += batch.clicks
+        self.conversions += batch.conversions
 
     def summary(self) -> SplitSummary:
         return SplitSummary(
@@ -76,8 +116,10 @@ class _Preparation:
         *,
         policy: ConversionPolicy,
         truth: tuple[str, ...],
+        report: ReportProgress,
     ) -> None:
         self.schema = schema
+        self.report = report
         self.inputs = inputs
         self.cleaner = Cleaner(schema, policy=policy, keep=truth)
         shares = {"valid": schema.split.valid, "test": schema.split.test}
@@ -86,39 +128,47 @@ class _Preparation:
         )
         self.splits = tuple(name for name in SPLITS if name in inputs or name in self.carved)
 
-    def batches(self, name: str, findings: Findings) -> Iterator[tuple[str, CleanBatch]]:
-        """Read one input; give the rows of each split that they belong to."""
-        source = self.inputs[name]
+    def rows_of(self, name: str, raw: RawBatch, findings: Findings) -> dict[str, CleanBatch]:
+        """Check a batch of one input; give its rows by the split that they belong to."""
         wanted = self.carved if name == "train" else ()
-        for raw in source.batches():
-            batch = self.cleaner.clean(raw, file=source.name, wanted=wanted, findings=findings)
-            if not wanted:
-                yield name, batch
-                continue
-            for index, split in enumerate(SPLITS):
-                part = take(batch, batch.split_N == index)
-                if len(part.click_N):
-                    yield split, part
+        file = self.inputs[name].name
+        batch = self.cleaner.clean(raw, file=file, wanted=wanted, findings=findings)
+        if not wanted:
+            return {name: batch}
+        parts = {split: take(batch, batch.split_N == i) for i, split in enumerate(SPLITS)}
+        return {split: part for split, part in parts.items() if len(part.click_N)}
 
     def survey(self, *, fill_fix: str) -> _Survey:
-        survey = _Survey(
-            statistics=RunningStatistics(self.schema.numerical),
-            counts={name: Counter() for name in self.schema.categorical},
-        )
+        survey = self.empty_survey()
         for source in self.inputs.values():
             self.schema.check_columns(source.columns, file=source.name)
         for name, source in self.inputs.items():
             findings = Findings()
-            for split, batch in self.batches(name, findings):
-                survey.rows[split] += len(batch.click_N)
-                if split == "train":
-                    survey.statistics.update(batch.raw_ND)
-                    for column, categories in batch.categories.items():
-                        count_categories(categories, survey.counts[column])
+            survey_batch = partial(self.survey_batch, name)
+            for part, found in map_in_order(survey_batch, source.batches()):
+                survey.merge(part)
+                findings.merge(found)
+                self.report(ProgressReport("checking rows", survey.num_rows, None))
             findings.refuse(source.name, fill_fix=fill_fix, refuse_orphans=self.cleaner.refuses)
             survey.orphans += findings.orphans.count
             survey.filled += findings.filled
         return survey
+
+    def empty_survey(self) -> _Survey:
+        return _Survey(
+            statistics=RunningStatistics(self.schema.numerical),
+            counts={name: Counter() for name in self.schema.categorical},
+        )
+
+    def survey_batch(self, name: str, raw: RawBatch) -> tuple[_Survey, Findings]:
+        survey, findings = self.empty_survey(), Findings()
+        for split, batch in self.rows_of(name, raw, findings).items():
+            survey.rows[split] += len(batch.click_N)
+            if split == "train":
+                survey.statistics.update(batch.raw_ND)
+                for column, categories in batch.categories.items():
+                    count_categories(categories, survey.counts[column])
+        return survey, findings
 
     def check_splits(self, rows: Mapping[str, int]) -> None:
         train = self.inputs["train"]
@@ -151,7 +201,9 @@ class _Preparation:
             statistics=survey.statistics.result(),
         )
 
-    def write(self, encoder: Encoder, directory: Location) -> dict[str, _SplitOutput]:
+    def write(
+        self, encoder: Encoder, directory: Location, *, num_rows: int
+    ) -> dict[str, _SplitOutput]:
         outputs = {
             name: _SplitOutput(
                 parts=PartsWriter(directory, name),
@@ -159,37 +211,53 @@ class _Preparation:
             )
             for name in self.splits
         }
+        done = 0
         with contextlib.ExitStack() as stack:
             for output in outputs.values():
                 stack.enter_context(output.parts)
                 stack.enter_context(output.truth)
-            for name in self.inputs:
-                for split, batch in self.batches(name, Findings()):
-                    _write_batch(outputs[split], batch, encoder)
+            for name, source in self.inputs.items():
+                encode = partial(self.encode_batch, name, encoder)
+                for encoded in map_in_order(encode, source.batches()):
+                    for split, part in encoded.items():
+                        outputs[split].add(part)
+                        done += part.rows.rows
+                    self.report(ProgressReport("writing rows", done, num_rows))
         return outputs
 
+    def encode_batch(self, name: str, encoder: Encoder, raw: RawBatch) -> dict[str, _EncodedBatch]:
+        rows = self.rows_of(name, raw, Findings())
+        known: dict[str, npt.NDArray[np.int32]] = {}
+        for batch in rows.values():  # the parts of a batch share its texts
+            for column, vocabulary in encoder.vocabularies.items():
+                if column not in known:
+                    known[column] = vocabulary.ids_of(batch.categories[column].texts)
+        return {split: _encode_batch(batch, encoder, known) for split, batch in rows.items()}
 
-def _write_batch(output: _SplitOutput, batch: CleanBatch, encoder: Encoder) -> None:
-    ids = {
-        name: known.encode(batch.categories[name]) for name, known in encoder.vocabularies.items()
-    }
+
+def _encode_batch(
+    batch: CleanBatch, encoder: Encoder, known: Mapping[str, npt.NDArray[np.int32]]
+) -> _EncodedBatch:
+    ids = {name: batch.categories[name].lookup(known[name], 0) for name in encoder.vocabularies}
     ids_NF = np.empty((len(batch.click_N), len(ids)), np.int32)
     for index, column_N in enumerate(ids.values()):
         ids_NF[:, index] = column_N
-    output.rows.update(ids_NF, batch.raw_ND, batch.click_N, batch.conversion_N)
-    output.clicks += int(batch.click_N.sum())
-    output.conversions += int(batch.conversion_N.sum())
+    rows = RowSum()
+    rows.update(ids_NF, batch.raw_ND, batch.click_N, batch.conversion_N)
     sizes = encoder.vocabulary_sizes
-    output.parts.write(
-        encoded_table(
-            {name: column_N.astype(id_type(sizes[name])) for name, column_N in ids.items()},
-            {name: batch.raw_ND[:, index] for index, name in enumerate(encoder.numerical)},
-            click_N=batch.click_N,
-            conversion_N=batch.conversion_N,
-        )
+    table = encoded_table(
+        {name: column_N.astype(id_type(sizes[name])) for name, column_N in ids.items()},
+        {name: batch.raw_ND[:, index] for index, name in enumerate(encoder.numerical)},
+        click_N=batch.click_N,
+        conversion_N=batch.conversion_N,
     )
-    if batch.kept:
-        output.truth.write(pa.table(batch.kept))
+    return _EncodedBatch(
+        rows=rows,
+        table=table,
+        truth=pa.table(batch.kept) if batch.kept else None,
+        clicks=int(batch.click_N.sum()),
+        conversions=int(batch.conversion_N.sum()),
+    )
 
 
 def prepare(
@@ -201,6 +269,8 @@ def prepare(
     conversion_without_click: ConversionPolicy = "refuse",
     truth: tuple[str, ...] = (),
     fill_fix: str = "add fill: 0 (a number) to {name!r} under numerical in the schema",
+    counted: Mapping[str, int] | None = None,
+    report: ReportProgress = report_nothing,
 ) -> Manifest:
     """Prepare a dataset from the rows of each given split.
 
@@ -212,6 +282,8 @@ def prepare(
         conversion_without_click: Refuse such rows, drop them, or take them as clicked.
         truth: Further columns of the rows to keep under ``truth/<split>``, row by row.
         fill_fix: The end of the message for an empty cell, with the field as ``name``.
+        counted: Oddities of the raw files that the source let pass, for the manifest.
+        report: Told how far the preparation is.
 
     Returns:
         The manifest of the finished dataset.
@@ -222,13 +294,17 @@ def prepare(
     """
     target = locate(out)
     refuse_existing(target, shown=str(out))
-    preparation = _Preparation(schema, inputs, policy=conversion_without_click, truth=truth)
+    preparation = _Preparation(
+        schema, inputs, policy=conversion_without_click, truth=truth, report=report
+    )
     survey = preparation.survey(fill_fix=fill_fix)
     preparation.check_splits(survey.rows)
     encoder = preparation.encoder(survey)
     with staged_directory(target, shown=str(out)) as directory:
-        outputs = preparation.write(encoder, directory)
-        write_vocabularies(encoder.vocabularies, directory)
+        outputs = preparation.write(encoder, directory, num_rows=survey.num_rows)
+        files = {VOCABULARIES_FILE: write_vocabularies(encoder.vocabularies, directory)}
+        for output in outputs.values():
+            files |= output.parts.files | output.truth.files
         manifest = Manifest(
             source=source,
             table=schema,
@@ -238,6 +314,8 @@ def prepare(
             dropped_rows=survey.orphans if conversion_without_click == "drop" else 0,
             added_clicks=survey.orphans if conversion_without_click == "as-click" else 0,
             filled_cells=dict(sorted(survey.filled.items())),
+            counted={what: count for what, count in (counted or {}).items() if count},
+            files=files,
             digest=dataset_digest(
                 schema,
                 vocabularies_hash=vocabularies_hash(encoder.vocabularies),

@@ -78,6 +78,7 @@ class _ParquetTable:
         try:
             return pq.ParquetFile(
                 self._location.filesystem.open_input_file(self._location.path),
+                pre_buffer=False,  # it would hold the whole file while batches are read
             )
         except (pa.ArrowException, OSError) as error:
             raise TableError(

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 
 from datasets.category import Categories
 from datasets.errors import DatasetError
-from datasets.filesystem import Location
+from datasets.filesystem import HashingSink, Location
+from datasets.manifest import FileSum
 
 __all__ = [
     "VOCABULARIES_FILE",
@@ -35,7 +36,9 @@ class Vocabulary:
 
     def __init__(self, values: Sequence[str]) -> None:
         self.values = tuple(values)
-        self._id_of = {value: index for index, value in enumerate(self.values, start=1)}
+        self._id_of: dict[str | None, int] = {
+            value: index for index, value in enumerate(self.values, start=1)
+        }
 
     @classmethod
     def from_counts(cls, counts: Mapping[str, int], *, min_count: int) -> "Vocabulary":
@@ -50,9 +53,13 @@ class Vocabulary:
 
     def encode(self, categories: Categories) -> npt.NDArray[np.int32]:
         """Return the id of every row; missing and unseen categories get 0."""
-        ids = [0 if text is None else self._id_of.get(text, 0) for text in categories.texts]
-        encoded: npt.NDArray[np.int32] = categories.lookup(np.asarray(ids, np.int32), 0)
+        encoded: npt.NDArray[np.int32] = categories.lookup(self.ids_of(categories.texts), 0)
         return encoded
+
+    def ids_of(self, texts: Sequence[str | None]) -> npt.NDArray[np.int32]:
+        """Return the id of every text; None and unseen texts get 0."""
+        known = self._id_of.get  # of None, a missing cell, it knows nothing either
+        return np.asarray([known(text, 0) for text in texts], np.int32)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Vocabulary) and self.values == other.values
@@ -64,8 +71,16 @@ class Vocabulary:
 def count_categories(categories: Categories, counts: Counter[str]) -> None:
     """Add how often each category occurs to ``counts``; missing cells are not counted."""
     present = categories.codes_N[categories.codes_N >= 0]
-    occurrences = np.bincount(present, minlength=len(categories.texts))
-    for text, occurrence in zip(categories.texts, occurrences.tolist(), strict=True):
+    occurrences = np.bincount(present, minlength=len(categories.texts)).tolist()
+    found = {
+        text: occurrence
+        for text, occurrence in zip(categories.texts, occurrences, strict=True)
+        if occurrence and text is not None
+    }
+    if not counts and len(found) == np.count_nonzero(occurrences):
+        counts.update(found)  # of an empty counter that is a plain copy
+        return
+    for text, occurrence in zip(categories.texts, occurrences, strict=True):
         if text is not None and occurrence:
             counts[text] += occurrence
 
@@ -87,13 +102,15 @@ def vocabularies_hash(vocabularies: Mapping[str, Vocabulary]) -> str:
     return digest.hexdigest()
 
 
-def write_vocabularies(vocabularies: Mapping[str, Vocabulary], directory: Location) -> None:
+def write_vocabularies(vocabularies: Mapping[str, Vocabulary], directory: Location) -> FileSum:
     """Write all vocabularies as one Parquet file of (field, value) rows in id order."""
     fields = [name for name, vocabulary in vocabularies.items() for _ in vocabulary.values]
     values = [value for vocabulary in vocabularies.values() for value in vocabulary.values]
     columns = {"field": pa.array(fields, pa.string()), "value": pa.array(values, pa.string())}
-    target = directory / VOCABULARIES_FILE
-    pq.write_table(pa.table(columns), target.path, filesystem=target.filesystem, compression="zstd")
+    sink = HashingSink(directory / VOCABULARIES_FILE)
+    pq.write_table(pa.table(columns), sink, compression="zstd")
+    sink.close()
+    return FileSum(size_bytes=sink.size_bytes, sha256=sink.hexdigest())
 
 
 def read_vocabularies(directory: Location, fields: Sequence[str]) -> dict[str, Vocabulary]:

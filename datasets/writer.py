@@ -7,7 +7,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datasets.filesystem import Location
+from datasets.filesystem import HashingSink, Location
+from datasets.manifest import FileSum
 from datasets.schema import CLICK, CONVERSION
 
 __all__ = ["PartsWriter", "encoded_table"]
@@ -46,7 +47,9 @@ class PartsWriter:
         self._pending_rows = 0
         self._writer: pq.ParquetWriter | None = None
         self._written_rows = 0
+        self._sink: HashingSink | None = None
         self.parts: list[str] = []
+        self.files: dict[str, FileSum] = {}
 
     def write(self, table: pa.Table) -> None:
         """Add rows."""
@@ -81,13 +84,10 @@ class PartsWriter:
     def _write_group(self, group: pa.Table) -> None:
         if self._writer is None:
             name = f"{self._folder}/part-{len(self.parts):05d}.parquet"
-            target = self._directory / name
-            folder = self._directory / self._folder
-            folder.filesystem.create_dir(folder.path, recursive=True)
+            self._sink = HashingSink(self._directory / name)
             self._writer = pq.ParquetWriter(
-                target.path,
+                self._sink,
                 group.schema,
-                filesystem=target.filesystem,
                 compression="zstd",
                 use_dictionary=[f.name for f in group.schema if pa.types.is_integer(f.type)],
             )
@@ -98,6 +98,10 @@ class PartsWriter:
             self._finish_part()
 
     def _finish_part(self) -> None:
-        if self._writer is not None:
+        if self._writer is not None and self._sink is not None:
             self._writer.close()
-        self._writer, self._written_rows = None, 0
+            self._sink.close()
+            self.files[self.parts[-1]] = FileSum(
+                size_bytes=self._sink.size_bytes, sha256=self._sink.hexdigest()
+            )
+        self._writer, self._sink, self._written_rows = None, None, 0

@@ -158,7 +158,7 @@ class _Lane:
             self.loaded = None  # frees the memory first
             dataset = open_dataset(uri)
             train_split, valid_split = (
-                DeviceImpressions.from_impressions(dataset.load(split), self.workers.device)
+                DeviceImpressions.from_impressions(dataset.load_shared(split), self.workers.device)
                 for split in ("train", "valid")
             )
             inputs = Inputs(

@@ -1,22 +1,34 @@
-"""The AliExpress search logs in their processed form.
+"""The AliExpress search logs, in their processed form or raw.
 
-``search_id, categorical_1..16, numerical_1..63, click, conversion`` in ``train.csv`` and
-``test.csv``. Seen in the public samples: every cell is there, categoricals are integers, numericals
-are decimals mostly scaled to 0..1, some of them constant. So the built-in schema fills nothing: an
-empty cell means a damaged file, and is refused.
+The processed form is ``search_id, categorical_1..16, numerical_1..63, click, conversion`` in
+``train.csv`` and ``test.csv``; the raw form is joined into it. Seen in the public samples: every
+cell is there, categoricals are integers, numericals are decimals mostly scaled to 0..1, some of
+them constant. So the built-in schema fills nothing: an empty cell of a numerical column means a
+damaged file, and is refused.
 """
 
 from pathlib import Path
 
 from datasets.errors import TableError
-from datasets.filesystem import locate, refuse_existing
+from datasets.filesystem import locate, refuse_existing, working_directory
 from datasets.labels import ConversionPolicy
 from datasets.manifest import Manifest
 from datasets.preparation import prepare
+from datasets.progress import ReportProgress, report_nothing
 from datasets.schema import CategoricalField, Labels, NumericalField, Schema, SplitFractions
+from datasets.sources.aliexpress_raw import COUNTRIES, join_aliexpress
 from datasets.table_reader import open_table
 
-__all__ = ["NUM_CATEGORICALS", "NUM_NUMERICALS", "aliexpress_schema", "prepare_aliexpress"]
+__all__ = [
+    "NUM_CATEGORICALS",
+    "NUM_NUMERICALS",
+    "aliexpress_schema",
+    "carved_from_train",
+    "prepare_aliexpress",
+    "prepare_aliexpress_raw",
+]
+
+_FILL_FIX = "use 'pwiser data prepare table' with a schema that gives {name!r} a fill"
 
 NUM_CATEGORICALS = 16
 NUM_NUMERICALS = 63
@@ -42,6 +54,7 @@ def prepare_aliexpress(
     valid_fraction: float = 0.1,
     split_seed: int = 0,
     conversion_without_click: ConversionPolicy = "refuse",
+    report: ReportProgress = report_nothing,
 ) -> Manifest:
     """Prepare a dataset from a directory with ``train.csv`` and ``test.csv``.
 
@@ -53,16 +66,14 @@ def prepare_aliexpress(
         valid_fraction: The share of train's sessions that become valid; above 0 and below 1.
         split_seed: Another seed carves other sessions.
         conversion_without_click: Refuse such rows, drop them, or take them as clicked.
+        report: Told how far the preparation is.
 
     Raises:
         TableError: A file is missing or not in the processed form, or a split is empty.
         OutputExistsError: Something lies at ``out``.
     """
     refuse_existing(locate(out), shown=str(out))
-    if not 0 < valid_fraction < 1:
-        raise TableError(f"--valid-fraction {valid_fraction:g}: must be above 0 and below 1")
-    if split_seed < 0:
-        raise TableError(f"--split-seed {split_seed}: must not be negative")
+    fractions = carved_from_train(valid_fraction, split_seed)
     directory = str(input).rstrip("/")
     for name in ("train.csv", "test.csv"):
         if not locate(f"{directory}/{name}").is_file():
@@ -71,10 +82,65 @@ def prepare_aliexpress(
                 "and test.csv in the processed form"
             )
     return prepare(
-        aliexpress_schema(SplitFractions(valid=valid_fraction, test=0.0, seed=split_seed)),
+        aliexpress_schema(fractions),
         {name: open_table(f"{directory}/{name}.csv") for name in ("train", "test")},
         out=out,
         source="aliexpress, processed form",
         conversion_without_click=conversion_without_click,
-        fill_fix="use 'pwiser data prepare table' with a schema that gives {name!r} a fill",
+        fill_fix=_FILL_FIX,
+        report=report,
     )
+
+
+def prepare_aliexpress_raw(
+    *,
+    input: str | Path,  # noqa: A002  (the option's name)
+    country: str,
+    out: str | Path,
+    valid_fraction: float = 0.1,
+    split_seed: int = 0,
+    report: ReportProgress = report_nothing,
+) -> Manifest:
+    """Prepare a dataset from the four raw files of a country, plain or compressed.
+
+    The same rows give the same digest as their processed form.
+
+    Args:
+        input: A local directory with the files, or with zip archives that hold them.
+        country: nl, fr, us, es or ru.
+        out: The directory or URI to make; it must not exist.
+        valid_fraction: The share of train's sessions that become valid; above 0 and below 1.
+        split_seed: Another seed carves other sessions.
+        report: Told how far the preparation is.
+
+    Raises:
+        TableError: A file is missing or breaks the raw format, or a split is empty.
+        OutputExistsError: Something lies at ``out``.
+    """
+    target = locate(out)
+    refuse_existing(target, shown=str(out))
+    fractions = carved_from_train(valid_fraction, split_seed)
+    if country not in COUNTRIES:
+        raise TableError(f"--country {country}: unknown; known: {', '.join(COUNTRIES)}")
+    with working_directory(target) as work:
+        return prepare(
+            aliexpress_schema(fractions),
+            join_aliexpress(Path(input), country, work=work, report=report),
+            out=out,
+            source=f"aliexpress, raw form, {country}",
+            fill_fix="use the processed form and a schema that gives {name!r} a fill",
+            report=report,
+        )
+
+
+def carved_from_train(valid_fraction: float, split_seed: int) -> SplitFractions:
+    """Return the fractions of a source that has a test split and no valid split.
+
+    Raises:
+        TableError: The fraction or the seed is out of range.
+    """
+    if not 0 < valid_fraction < 1:
+        raise TableError(f"--valid-fraction {valid_fraction:g}: must be above 0 and below 1")
+    if split_seed < 0:
+        raise TableError(f"--split-seed {split_seed}: must not be negative")
+    return SplitFractions(valid=valid_fraction, test=0.0, seed=split_seed)

@@ -36,6 +36,7 @@ from datasets.errors import TableError
 from datasets.filesystem import locate, refuse_existing
 from datasets.manifest import Manifest
 from datasets.preparation import prepare
+from datasets.progress import ReportProgress, report_nothing
 from datasets.schema import SplitFractions
 from datasets.sources.aliexpress import NUM_CATEGORICALS, NUM_NUMERICALS, aliexpress_schema
 from datasets.table_reader import RawBatch
@@ -252,6 +253,7 @@ def synthesize(
     preset: str = "demo",
     seed: int = 0,
     accidental_clicks: float = 0.0,
+    report: ReportProgress = report_nothing,
 ) -> Manifest:
     """Make a synthetic dataset; 10% of the sessions are valid and 10% test.
 
@@ -264,6 +266,7 @@ def synthesize(
         seed: Another seed gives another world and other rows.
         accidental_clicks: The expected share of all clicks that are accidents, from 0 to below 1;
             the CTR grows by 1 / (1 - share).
+        report: Told how far the preparation is.
 
     Raises:
         TableError: An argument is out of range, or so few impressions that a split is empty.
@@ -294,4 +297,5 @@ def synthesize(
             f"accidental clicks {accidental_clicks:g}"
         ),
         truth=TRUTH_COLUMNS,
+        report=report,
     )

@@ -6,6 +6,7 @@ from datasets.filesystem import locate, refuse_existing
 from datasets.labels import ConversionPolicy
 from datasets.manifest import Manifest
 from datasets.preparation import prepare
+from datasets.progress import ReportProgress, report_nothing
 from datasets.schema import Schema
 from datasets.schema_file import read_schema
 from datasets.table_reader import open_table
@@ -21,6 +22,7 @@ def prepare_table(
     valid: str | Path | None = None,
     test: str | Path | None = None,
     conversion_without_click: ConversionPolicy = "refuse",
+    report: ReportProgress = report_nothing,
 ) -> Manifest:
     """Prepare a dataset from one table, or from one per split.
 
@@ -31,6 +33,7 @@ def prepare_table(
         valid: The rows of valid, if they lie in a file of their own.
         test: The rows of test, likewise.
         conversion_without_click: Refuse such rows, drop them, or take them as clicked.
+        report: Told how far the preparation is.
 
     Raises:
         SchemaError: The schema file cannot be used.
@@ -49,4 +52,5 @@ def prepare_table(
         source="table " + ", ".join(Path(path).name for path in given.values()),
         conversion_without_click=conversion_without_click,
         fill_fix="add fill: 0 (a number) to {name!r} under numerical in " + where,
+        report=report,
     )

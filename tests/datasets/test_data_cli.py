@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -6,8 +8,17 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner, Result
 
-from datasets import CONVERSION_POLICIES, PRESETS, OutputExistsError, TableError, open_dataset
-from tuner.cli.data import OrphanChoice, PresetName, data_app
+from datasets import (
+    CONVERSION_POLICIES,
+    COUNTRIES,
+    PRESETS,
+    OutputExistsError,
+    TableError,
+    open_dataset,
+)
+from tuner.cli.data import Country, OrphanChoice, PresetName, data_app
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 def pwiser_data(*arguments: object) -> Result:
@@ -16,6 +27,7 @@ def pwiser_data(*arguments: object) -> Result:
 
 def test_choices_are_those_of_the_library() -> None:
     assert tuple(PresetName) == tuple(PRESETS)
+    assert tuple(Country) == COUNTRIES
     assert tuple(choice.policy for choice in OrphanChoice) == CONVERSION_POLICIES
 
 
@@ -33,6 +45,7 @@ def test_synth_makes_a_dataset_and_stats_shows_it(tmp_path: Path) -> None:
     content = json.loads(shown.stdout)
     assert (content["dataset"], content["digest"]) == ("demo", digest)
     assert list(content["splits"]) == ["train", "valid", "test"]
+    assert content["all"]["impressions"] == 20_000
     train = content["splits"]["train"]
     assert list(train) == ["impressions", "clicks", "conversions", "ctr", "cvr", "ctcvr"]
     assert train["ctr"] == train["clicks"] / train["impressions"]
@@ -85,7 +98,11 @@ def test_prepare_aliexpress_takes_fraction_and_seed(shared_data: Path, tmp_path:
 
 
 @pytest.mark.parametrize(
-    "command", [["synth"], ["prepare", "table"], ["prepare", "aliexpress"], ["stats"]]
+    "command",
+    [
+        *(["synth"], ["stats"], ["validate"]),
+        *(["prepare", "table"], ["prepare", "aliexpress"], ["prepare", "aliccp"]),
+    ],
 )
 def test_help_has_an_example(command: list[str]) -> None:
     shown = pwiser_data(*command, "--help")
@@ -96,3 +113,36 @@ def test_unknown_preset_and_negative_seed_are_refused() -> None:
     for option in (("--preset", "uk"), ("--seed", -1)):
         refused = pwiser_data("synth", "--out", "x", "--impressions", 10, *option)
         assert refused.exit_code == 2
+
+
+def test_raw_files_are_read_by_their_commands(tmp_path: Path) -> None:
+    for kind in ("aliexpress", "aliccp"):
+        subprocess.run(
+            [
+                *(sys.executable, REPOSITORY / "benchmarks" / "raw_files.py", kind),
+                *("--out", tmp_path / kind, "--impressions", "1000"),
+            ],
+            check=True,
+            capture_output=True,
+        )
+    out = tmp_path / "out"
+    raw = ("--input", tmp_path / "aliexpress", "--out", out / "nl", "--raw", "--country", "nl")
+    made = pwiser_data("prepare", "aliexpress", *raw)
+    assert made.exit_code == 0, made.output
+    assert "test 100 rows; digest" in made.stdout
+    made = pwiser_data(
+        *("prepare", "aliccp", "--input", tmp_path / "aliccp", "--out", out / "ccp"),
+        *("--min-count", 2, "--valid-fraction", 0.2),
+    )
+    assert made.exit_code == 0, made.output
+    assert "test 100 rows; digest" in made.stdout
+    assert sorted(path.name for path in out.iterdir()) == ["ccp", "nl"]
+
+
+@pytest.mark.parametrize("options", [["--raw"], ["--country", "nl"]])
+def test_raw_and_country_come_together(tmp_path: Path, options: list[str]) -> None:
+    refused = pwiser_data(
+        "prepare", "aliexpress", "--input", tmp_path, "--out", tmp_path / "o", *options
+    )
+    assert isinstance(refused.exception, TableError)
+    assert "--raw and --country: give both" in str(refused.exception)

@@ -1,11 +1,14 @@
 import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from pyarrow import fs as pafs
 
 from datasets.errors import DatasetError, OutputExistsError
-from datasets.filesystem import Location, locate, staged_directory
+from datasets.filesystem import Location, locate, staged_directory, working_directory
 
 
 def names_in(directory: Path) -> list[str]:
@@ -27,7 +30,8 @@ def test_unknown_uri_is_refused() -> None:
 def test_directory_appears_whole(tmp_path: Path) -> None:
     target = tmp_path / "a" / "b"
     with staged_directory(locate(target), shown="a/b") as stage:
-        assert Path(stage.path) == tmp_path / "a" / f".b.partial-{os.getpid()}"
+        own = f".b.partial-{socket.gethostname()}-{os.getpid()}"
+        assert Path(stage.path) == tmp_path / "a" / own
         (stage / "deep/file").write_bytes(b"x")
         assert not target.exists()
     assert (target / "deep" / "file").read_bytes() == b"x"
@@ -70,4 +74,26 @@ def test_remote_target_is_written_in_place_and_removed_on_failure(tmp_path: Path
         (stage / "file").write_bytes(b"x")
         assert (tmp_path / "out" / "file").exists()
         raise ValueError("stop")
+    assert names_in(tmp_path) == []
+
+
+def test_what_dead_processes_left_is_removed_and_others_stay(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    host = socket.gethostname()
+    dead = [f".out.{kind}-{host}-{ended.pid}" for kind in ("partial", "work")]
+    kept = [f".out.partial-{host}-1", f".out.partial-elsewhere-{ended.pid}", "out-2"]
+    for name in (*dead, *kept):
+        (tmp_path / name).mkdir()
+    with (
+        working_directory(locate(tmp_path / "out")) as work,
+        staged_directory(locate(tmp_path / "out"), shown="out"),
+    ):
+        assert work.parent == tmp_path
+    assert names_in(tmp_path) == sorted([*kept, "out"])
+
+
+def test_working_directory_goes_with_its_content(tmp_path: Path) -> None:
+    with working_directory(locate(tmp_path / "out")) as work:
+        (work / "file").write_bytes(b"x")
     assert names_in(tmp_path) == []

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tuner.cli.progress import shown_progress
+
 if TYPE_CHECKING:
     from datasets import ConversionPolicy, Dataset, Manifest
 
@@ -57,6 +59,22 @@ class OrphanChoice(StrEnum):
 Out = Annotated[
     str, typer.Option("--out", metavar="DIR", help="Directory or URI to make; must not exist.")
 ]
+
+
+class Country(StrEnum):
+    """The countries of ``datasets.COUNTRIES`` (a test holds the two together)."""
+
+    NL = "nl"
+    FR = "fr"
+    US = "us"
+    ES = "es"
+    RU = "ru"
+
+
+ValidFraction = Annotated[
+    float, typer.Option(help="Share of train's groups (sessions) that become valid.")
+]
+SplitSeed = Annotated[int, typer.Option(help="Another seed carves other groups.")]
 ConversionWithoutClick = Annotated[
     OrphanChoice,
     typer.Option(
@@ -89,13 +107,15 @@ def synth(
     """Make a synthetic dataset of the impression, click, conversion funnel."""
     from datasets import synthesize
 
-    manifest = synthesize(
-        out=out,
-        impressions=impressions,
-        preset=preset.value,
-        seed=seed,
-        accidental_clicks=accidental_clicks,
-    )
+    with shown_progress() as report:
+        manifest = synthesize(
+            out=out,
+            impressions=impressions,
+            preset=preset.value,
+            seed=seed,
+            accidental_clicks=accidental_clicks,
+            report=report,
+        )
     _print_summary(out, manifest)
 
 
@@ -126,14 +146,16 @@ def prepare_table(
     """Prepare any CSV or Parquet table with a schema file of your own."""
     import datasets
 
-    manifest = datasets.prepare_table(
-        input=input,
-        schema=schema,
-        out=out,
-        valid=valid,
-        test=test,
-        conversion_without_click=conversion_without_click.policy,
-    )
+    with shown_progress() as report:
+        manifest = datasets.prepare_table(
+            input=input,
+            schema=schema,
+            out=out,
+            valid=valid,
+            test=test,
+            conversion_without_click=conversion_without_click.policy,
+            report=report,
+        )
     _print_summary(out, manifest)
 
 
@@ -145,26 +167,104 @@ def prepare_aliexpress(
     *,
     input: Annotated[  # noqa: A002  (the option's name)
         str,
-        typer.Option("--input", metavar="DIR", help="Holds train.csv and test.csv, processed."),
+        typer.Option(
+            "--input",
+            metavar="DIR",
+            help="Holds train.csv and test.csv, processed; with --raw the country's four files.",
+        ),
     ],
     out: Out,
-    valid_fraction: Annotated[
-        float, typer.Option(help="Share of train's search sessions that become valid.")
-    ] = 0.1,
-    split_seed: Annotated[int, typer.Option(help="Another seed carves other sessions.")] = 0,
+    raw: Annotated[
+        bool,
+        typer.Option("--raw", help="Read Tianchi's user and item files (csv, gz, zst, zip)."),
+    ] = False,
+    country: Annotated[
+        Country | None, typer.Option(help="Whose raw files to read; with --raw.")
+    ] = None,
+    valid_fraction: ValidFraction = 0.1,
+    split_seed: SplitSeed = 0,
     conversion_without_click: ConversionWithoutClick = OrphanChoice.REFUSE,
 ) -> None:
-    """Prepare the AliExpress search logs (processed form)."""
+    """Prepare the AliExpress search logs, processed or raw."""
     import datasets
 
-    manifest = datasets.prepare_aliexpress(
-        input=input,
-        out=out,
-        valid_fraction=valid_fraction,
-        split_seed=split_seed,
-        conversion_without_click=conversion_without_click.policy,
-    )
+    if raw != (country is not None):
+        raise datasets.TableError(
+            "--raw and --country: give both for the raw files (--raw --country nl), or neither for "
+            "train.csv and test.csv in the processed form"
+        )
+    with shown_progress() as report:
+        if country is not None:
+            manifest = datasets.prepare_aliexpress_raw(
+                input=input,
+                country=country.value,
+                out=out,
+                valid_fraction=valid_fraction,
+                split_seed=split_seed,
+                report=report,
+            )
+        else:
+            manifest = datasets.prepare_aliexpress(
+                input=input,
+                out=out,
+                valid_fraction=valid_fraction,
+                split_seed=split_seed,
+                conversion_without_click=conversion_without_click.policy,
+                report=report,
+            )
     _print_summary(out, manifest)
+
+
+@prepare_app.command(
+    "aliccp", epilog="Example: pwiser data prepare aliccp --input Ali-CCP --out data/aliccp"
+)
+def prepare_aliccp(
+    *,
+    input: Annotated[  # noqa: A002  (the option's name)
+        str,
+        typer.Option(
+            "--input",
+            metavar="DIR",
+            help="Holds sample_skeleton and common_features of train and test (csv, gz, zst, zip).",
+        ),
+    ],
+    out: Out,
+    valid_fraction: ValidFraction = 0.1,
+    split_seed: SplitSeed = 0,
+    min_count: Annotated[int, typer.Option(help="Ids rarer than this in train are unknown.")] = 10,
+    conversion_without_click: ConversionWithoutClick = OrphanChoice.DROP,
+) -> None:
+    """Prepare the raw Ali-CCP logs; multi-valued fields keep their first value."""
+    import datasets
+
+    with shown_progress() as report:
+        manifest = datasets.prepare_aliccp(
+            input=input,
+            out=out,
+            valid_fraction=valid_fraction,
+            split_seed=split_seed,
+            min_count=min_count,
+            conversion_without_click=conversion_without_click.policy,
+            report=report,
+        )
+    _print_summary(out, manifest)
+
+
+@data_app.command("validate", epilog="Example: pwiser data validate data/demo")
+def validate(
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="A prepared dataset.")],
+) -> None:
+    """Check a prepared dataset against its manifest: files, labels, ids, counts, digest."""
+    import datasets
+
+    dataset = datasets.open_dataset(directory)
+    with shown_progress() as report:
+        faults = datasets.validate(dataset, report=report)
+    if faults:
+        typer.echo("\n".join(f"pwiser: {directory}: {fault}" for fault in faults), err=True)
+        noun = "fault" if len(faults) == 1 else "faults"
+        raise datasets.DatasetError(f"{directory}: {len(faults)} {noun}; prepare the dataset again")
+    typer.echo(f"valid {directory}: digest {dataset.digest[:12]}")
 
 
 @data_app.command("stats", epilog="Example: pwiser data stats data/demo --json")
@@ -172,13 +272,18 @@ def stats(
     directory: Annotated[str, typer.Argument(metavar="DIR", help="A prepared dataset.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Print impressions, clicks, conversions, CTR, CVR and CTCVR of each split."""
-    from datasets import open_dataset, statistics
+    """Print impressions, clicks, conversions, CTR, CVR and CTCVR of each split and of all."""
+    from datasets import open_dataset, statistics, total
 
     dataset = open_dataset(directory)
     if as_json:
         splits = {name: asdict(split) for name, split in statistics(dataset).items()}
-        content = {"dataset": dataset.name, "digest": dataset.digest, "splits": splits}
+        content = {
+            "dataset": dataset.name,
+            "digest": dataset.digest,
+            "splits": splits,
+            "all": asdict(total(dataset)),
+        }
         typer.echo(json.dumps(content, indent=2))
         return
     _print_table(dataset)
@@ -188,13 +293,13 @@ def _print_table(dataset: "Dataset") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from datasets import statistics
+    from datasets import statistics, total
 
     table = Table(title=f"{dataset.name}  (digest {dataset.digest[:12]})")
     table.add_column("split")
     for heading in ("impressions", "clicks", "conversions", "CTR", "CVR", "CTCVR"):
         table.add_column(heading, justify="right")
-    for name, split in statistics(dataset).items():
+    for name, split in (*statistics(dataset).items(), ("all", total(dataset))):
         counts = (f"{n:,}" for n in (split.impressions, split.clicks, split.conversions))
         ratios = ("-" if r is None else f"{r:.3%}" for r in (split.ctr, split.cvr, split.ctcvr))
         table.add_row(name, *counts, *ratios)
@@ -208,6 +313,7 @@ def _print_summary(out: str, manifest: "Manifest") -> None:
         lines.append(f"dropped {manifest.dropped_rows:,} rows with a conversion without a click")
     if manifest.added_clicks:
         lines.append(f"added {manifest.added_clicks:,} clicks to conversions without one")
+    lines += [f"counted {count:,} {what}" for what, count in manifest.counted.items()]
     if manifest.filled_cells:
         cells, fields = sum(manifest.filled_cells.values()), len(manifest.filled_cells)
         lines.append(f"filled {cells:,} empty, NaN or infinite cells in {fields} fields")

@@ -1,0 +1,254 @@
+"""Reading a split into contiguous arrays, in memory or once per node in memory-mapped files.
+
+Row groups are decoded by all cores. Columns are normalised while they are in the cache and then
+turned into rows block by block: writing column after column into rows touches every cache line
+once per column.
+
+Shape suffixes: N impressions, F categorical fields, D numerical fields.
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from datasets.encoder import Encoder
+from datasets.errors import DatasetError
+from datasets.filesystem import Location
+from datasets.manifest import Manifest
+from datasets.pipeline import map_in_order
+from datasets.schema import CLICK, CONVERSION
+
+__all__ = ["CACHE_VARIABLE", "Impressions", "SplitReader", "cache_directory", "shared_impressions"]
+
+CACHE_VARIABLE = "PWISER_CACHE_DIR"
+_BLOCK_ROWS = 1024
+_UNUSED_DAYS = 7
+_READY = "ready"
+
+
+@dataclass(frozen=True)
+class Impressions:
+    """The rows of one split, ready for a model; all arrays are contiguous.
+
+    Attributes:
+        ids_NF: Category ids in the smallest integer type that holds the largest vocabulary.
+        numericals_ND: Normalised numerical values, float32.
+        clicks_N: 0 or 1, uint8.
+        conversions_N: 0 or 1, uint8; 1 only where the click is 1.
+    """
+
+    ids_NF: npt.NDArray[np.signedinteger[Any]]
+    numericals_ND: npt.NDArray[np.float32]
+    clicks_N: npt.NDArray[np.uint8]
+    conversions_N: npt.NDArray[np.uint8]
+
+    @property
+    def num_impressions(self) -> int:
+        """The number of rows."""
+        return len(self.clicks_N)
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of all arrays."""
+        arrays = (self.ids_NF, self.numericals_ND, self.clicks_N, self.conversions_N)
+        return sum(array.nbytes for array in arrays)
+
+
+class _MakeArray(Protocol):
+    def __call__(self, name: str, shape: tuple[int, ...], kind: type[Any]) -> npt.NDArray[Any]: ...
+
+
+def _in_memory(name: str, shape: tuple[int, ...], kind: type[Any]) -> npt.NDArray[Any]:
+    return np.empty(shape, kind)
+
+
+@dataclass(frozen=True)
+class _RowGroup:
+    part: Location
+    metadata: pq.FileMetaData
+    index: int
+    start: int
+
+
+class SplitReader:
+    """Reads one split of a prepared dataset.
+
+    Args:
+        uri: What messages call the dataset.
+        directory: Where it lies.
+        manifest: Its manifest.
+        split: The name of the split; it must be there.
+        encoder: The dataset's encoder.
+    """
+
+    def __init__(
+        self, uri: str, directory: Location, manifest: Manifest, split: str, encoder: Encoder
+    ) -> None:
+        self._uri = uri
+        self._directory = directory
+        self._split = split
+        self._summary = manifest.splits[split]
+        self._encoder = encoder
+
+    def read(self, make: _MakeArray = _in_memory) -> Impressions:
+        """Read all rows, in the order in which they are stored, into arrays that ``make`` gives.
+
+        Raises:
+            DatasetError: A part is missing, damaged, or has other rows than the manifest says.
+        """
+        num_rows = self._summary.impressions
+        impressions = Impressions(
+            make("ids_NF", (num_rows, len(self._encoder.categorical)), self._encoder.id_type),
+            make("numericals_ND", (num_rows, len(self._encoder.numerical)), np.float32),
+            make("clicks_N", (num_rows,), np.uint8),
+            make("conversions_N", (num_rows,), np.uint8),
+        )
+        for _ in map_in_order(partial(self._fill, impressions), self._row_groups()):
+            pass
+        pa.default_memory_pool().release_unused()  # what decoding needed
+        return impressions
+
+    def _row_groups(self) -> Iterator[_RowGroup]:
+        num_rows, start = self._summary.impressions, 0
+        for name in self._summary.parts:
+            part = self._directory / name
+            try:
+                with part.filesystem.open_input_file(part.path) as stream:
+                    metadata = pq.ParquetFile(stream).metadata
+            except (pa.ArrowException, OSError, ValueError) as error:
+                raise self._unreadable(part, error) from error
+            if start + metadata.num_rows > num_rows:
+                raise self._wrong_rows(part.path, num_rows, start + metadata.num_rows)
+            for index in range(metadata.num_row_groups):
+                yield _RowGroup(part, metadata, index, start)
+                start += metadata.row_group(index).num_rows
+        if start != num_rows:
+            raise self._wrong_rows(self._split, num_rows, start)
+
+    def _fill(self, impressions: Impressions, group: _RowGroup) -> None:
+        try:
+            with group.part.filesystem.open_input_file(group.part.path) as stream:
+                file = pq.ParquetFile(stream, metadata=group.metadata)
+                rows = file.read_row_group(group.index, use_threads=False)
+                self._fill_rows(impressions, rows, group.start)
+        except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+            raise self._unreadable(group.part, error) from error
+
+    def _fill_rows(self, impressions: Impressions, rows: pa.Table, start: int) -> None:
+        stop = start + rows.num_rows
+        ids_FN = [rows.column(name).to_numpy() for name in self._encoder.categorical]
+        _transpose(ids_FN, impressions.ids_NF[start:stop])
+        numericals_DN = [
+            self._encoder.normalize_column(name, rows.column(name).to_numpy())
+            for name in self._encoder.numerical
+        ]
+        _transpose(numericals_DN, impressions.numericals_ND[start:stop])
+        impressions.clicks_N[start:stop] = rows.column(CLICK).to_numpy()
+        impressions.conversions_N[start:stop] = rows.column(CONVERSION).to_numpy()
+
+    def _unreadable(self, part: Location, error: Exception) -> DatasetError:
+        reason = " ".join(str(error).split())[:200]
+        return DatasetError(
+            f"{self._uri}: cannot read {part.path} ({reason}); prepare the dataset again"
+        )
+
+    def _wrong_rows(self, where: str, expected: int, found: int) -> DatasetError:
+        return DatasetError(
+            f"{self._uri}: {where} holds {found} rows, the manifest says {expected}; "
+            "prepare the dataset again"
+        )
+
+
+def _transpose(columns: list[npt.NDArray[Any]], rows: npt.NDArray[Any]) -> None:
+    """Write columns into the rows of a contiguous array, as many at a time as the cache holds."""
+    if not columns:
+        return
+    kind = rows.dtype
+    block = np.empty((len(columns), _BLOCK_ROWS), kind)
+    for start in range(0, len(rows), _BLOCK_ROWS):
+        stop = min(start + _BLOCK_ROWS, len(rows))
+        for index, column in enumerate(columns):
+            block[index, : stop - start] = column[start:stop]
+        rows[start:stop] = block[:, : stop - start].T
+
+
+def cache_directory() -> Path:
+    """Return where this node's shared arrays lie: ``PWISER_CACHE_DIR``, or the temporary files."""
+    named = os.environ.get(CACHE_VARIABLE)
+    return Path(named) if named else Path(tempfile.gettempdir()) / f"pwiser-cache-{os.getuid()}"
+
+
+def shared_impressions(reader: SplitReader, manifest: Manifest, split: str) -> Impressions:
+    """Give a split's arrays as private mappings of files that all processes of the node share.
+
+    The first process that asks writes the files, the others wait for it. Pages are shared as long
+    as nobody writes to the arrays; a process that does gets a copy of the page. What no process has
+    asked for in seven days is removed.
+
+    Raises:
+        DatasetError: The dataset cannot be read, or the cache directory not written.
+    """
+    key = hashlib.sha256(manifest.model_dump_json().encode()).hexdigest()[:12]
+    entry = cache_directory() / f"{manifest.digest[:16]}-{key}-{split}"
+    try:
+        entry.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with (entry / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (entry / _READY).exists():
+                _remove_unused(entry)
+                reader.read(partial(_mapped_file, entry))
+            (entry / _READY).touch()
+        return Impressions(*(_open_mapped(entry, name) for name in Impressions.__annotations__))
+    except OSError as error:
+        raise DatasetError(
+            f"{entry}: cannot keep the shared arrays here ({error}); make room or set "
+            f"{CACHE_VARIABLE} to another directory of this node"
+        ) from error
+
+
+def _mapped_file(
+    entry: Path, name: str, shape: tuple[int, ...], kind: type[Any]
+) -> npt.NDArray[Any]:
+    path = entry / f"{name}.npy"
+    if 0 in shape:
+        np.save(path, np.empty(shape, kind))
+        return np.empty(shape, kind)
+    size_bytes = int(np.prod(shape)) * np.dtype(kind).itemsize
+    if shutil.disk_usage(entry).free < size_bytes:  # a mapping that outgrows the disk is a SIGBUS
+        raise OSError(f"{size_bytes} bytes needed for {name}, the disk is full")
+    return np.lib.format.open_memmap(path, "w+", np.dtype(kind), shape)
+
+
+def _open_mapped(entry: Path, name: str) -> npt.NDArray[Any]:
+    path = entry / f"{name}.npy"
+    array: npt.NDArray[Any] = np.load(path, mmap_mode=None if _is_empty(path) else "c")
+    return array.view(np.ndarray)
+
+
+def _is_empty(path: Path) -> bool:
+    with path.open("rb") as file:
+        np.lib.format.read_magic(file)
+        shape, _, _ = np.lib.format.read_array_header_1_0(file)
+    return 0 in shape
+
+
+def _remove_unused(entry: Path) -> None:
+    """Remove what nobody has asked for lately; who still has it mapped keeps it."""
+    oldest = time.time() - _UNUSED_DAYS * 86_400
+    for other in entry.parent.iterdir():
+        ready = other / _READY
+        if other != entry and ready.exists() and ready.stat().st_mtime < oldest:
+            shutil.rmtree(other, ignore_errors=True)
