@@ -86,7 +86,11 @@ class TrainingSettings(Settings):
         "auto folds the fields whose vocabularies are small enough for it",
     )
     evaluate_every: float = Field(
-        1.0, gt=0, le=1, description="fraction of an epoch between two evaluations"
+        1.0,
+        gt=0,
+        le=1,
+        description="fraction of an epoch between two evaluations; "
+        "1/n for a whole n, others are rounded to one",
     )
     seed: int = Field(0, ge=0, description="of the initial weights and of the order of the data")
 

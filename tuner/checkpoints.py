@@ -6,7 +6,7 @@ from typing import Literal
 from tuner.messages import Report
 from tuner.search import StudySearch
 from tuner.storage import delete, join
-from tuner.study import Trial, TrialState, choose_winner
+from tuner.study import Trial, choose_winner
 
 __all__ = ["CheckpointKeeper", "Keep", "kept_trials"]
 
@@ -18,9 +18,7 @@ def kept_trials(trials: list[Trial], keep: Keep) -> list[Trial]:
 
     A failed trial's checkpoint is never kept.
     """
-    usable = [
-        trial for trial in trials if trial.best is not None and trial.state is not TrialState.FAILED
-    ]
+    usable = [trial for trial in trials if trial.usable]
     if keep == "all":
         return usable
     winner = choose_winner(trials)

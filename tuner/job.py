@@ -48,7 +48,10 @@ class SearchSettings(Settings):
     sampler: Literal["tpe", "random", "grid", "gp"] = "tpe"
     pruner: Literal["asha", "median", "none"] = "asha"
     trials: int = Field(
-        40, ge=1, description="of each study, its baseline and the paper's point among them"
+        40,
+        ge=1,
+        description="of each study, its baseline and the paper's point among them; "
+        "a grid has all of its points where left out",
     )
     objective: Objective | tuple[Objective, ...] = Field(
         "mean_auc", description="validation metric to maximise; a list makes a Pareto study"
@@ -99,7 +102,9 @@ class ResourceSettings(Settings):
 class Budget(Settings):
     """When to stop even though trials are left."""
 
-    hours: float | None = Field(None, gt=0, description="of the whole job; no limit where left out")
+    hours: float | None = Field(
+        None, gt=0, description="of one run of the job; no limit where left out"
+    )
 
 
 class TrackingSettings(Settings):

@@ -30,7 +30,7 @@ from tuner.tune_adapters import JobScheduler, JobSearcher
 
 __all__ = ["JobRun"]
 
-RAY_DIRECTORY = "ray"
+RAY_DIRECTORY = ".ray"
 TRIAL_RESOURCES = {"memory": 1}  # a byte: Tune refuses none, and a share of a CPU can starve lanes
 
 
@@ -91,18 +91,16 @@ class JobRun:
         self._client.set_experiment_tag(self._experiment_id, "mlflow.note.content", note)
 
     def _open_tracker(self, searches: list[StudySearch]) -> Tracker:
-        """Start the studies' runs, or go on with them; what won before is a winner no longer."""
-        for run in find_winners(self._client, self._job.name).values():
-            self._client.delete_tag(run.info.run_id, "pwiser.winner")
+        """Start the studies' runs, or go on with them."""
         tracker = Tracker(self._client, self._experiment_id, self._job, self._root)
         tracker.restore(read_study_runs(self._client, self._experiment_id))
+        for name, run in find_winners(self._client, self._job.name).items():
+            tracker.restore_winner(name, run.info.run_id)
         for name, dataset in self._datasets.items():
             dataset.encoder().save(join(self._root, name, ENCODER_DIRECTORY))
         for search in searches:
             tracker.restore(search.past_runs)
-            if not search.ended:
-                dataset = self._datasets[search.study.dataset]
-                tracker.start_study(search.study, dataset, self._job_file)
+            tracker.start_study(search.study, self._datasets[search.study.dataset], self._job_file)
         return tracker
 
     def _search_on_lanes(
@@ -121,34 +119,34 @@ class JobRun:
             search.stop(reason)
             ray.get(queue.cancel_all.remote(reason))
 
-        with (
-            requests.passed_to(stop, self._job.budget.hours),
-            open_lanes(
-                lanes,
-                queue,
-                job=self._job.name,
-                storage_path=join(self._root, RAY_DIRECTORY),
-                on_all_lost=requests.fail,
-            ),
+        with open_lanes(
+            lanes,
+            queue,
+            job=self._job.name,
+            storage_path=join(self._root, RAY_DIRECTORY),
+            on_all_lost=requests.fail,
         ):
-            with progress:
+            with requests.passed_to(stop, self._job.budget.hours), progress:
                 self._run_tune(search, queue, lanes.num_lanes)
             search.close()
-            if requests.interrupted:
-                raise JobInterruptedError(_interrupted_line(self._job, search))
-            if requests.failure is not None:
-                raise JobFailedError(f"job {self._job.name!r}: no lane is left: {requests.failure}")
-            try:
-                self._test_winners(search, queue, tracker)
-            except JobFailedError as error:
-                if requests.interrupted:
-                    raise JobInterruptedError(_interrupted_line(self._job, search)) from error
-                raise
+            self._check_requests(search, requests)
+            with requests.passed_to(stop):
+                try:
+                    self._test_winners(search, queue, tracker)
+                except JobFailedError:
+                    self._check_requests(search, requests)
+                    raise
+
+    def _check_requests(self, search: JobSearch, requests: StopRequests) -> None:
+        if requests.interrupted:
+            raise JobInterruptedError(_interrupted_line(self._job, search))
+        if requests.failure is not None:
+            raise JobFailedError(f"job {self._job.name!r}: no lane is left: {requests.failure}")
 
     def _run_tune(self, search: JobSearch, queue: ray.actor.ActorHandle, num_lanes: int) -> None:
         if search.stop_reason is not None or all(found.ended for found in search.searches):
             return
-        searcher = JobSearcher(search, self._make_task)
+        searcher = JobSearcher(search, self._make_task, lambda trial: queue.cancel.remote(trial.id))
         trainable = tune.with_resources(
             tune.with_parameters(LaneTrial, queue=queue), TRIAL_RESOURCES
         )
@@ -182,21 +180,25 @@ class JobRun:
     def _test_winners(
         self, search: JobSearch, queue: ray.actor.ActorHandle, tracker: Tracker
     ) -> None:
+        """Test every dataset that has a winner, then complain of those that have none."""
+        missing = []
         for dataset in self._datasets:
             trials = [trial for trial in search.trials if trial.study.dataset == dataset]
             winner = choose_winner(trials)
             if winner is None:
-                reasons = {trial.failure or str(trial.state) for trial in trials}
-                raise JobFailedError(
-                    f"{dataset}: no trial ended well ({'; '.join(sorted(reasons)) or 'none ran'})"
-                )
+                reasons = {trial.failure or str(trial.state) for trial in trials} or {"none ran"}
+                missing.append(f"{dataset}: no trial ended well ({'; '.join(sorted(reasons))})")
+                continue
             baseline = next(
                 trial for trial in trials if trial.study == winner.study and trial.baseline
             )
             for trial in (winner,) if winner is baseline else (winner, baseline):
-                trial.test_metrics = self._test(trial, queue)
-                tracker.log_test(trial)
+                if trial.usable:
+                    trial.test_metrics = self._test(trial, queue)
+                    tracker.log_test(trial)
             tracker.log_winner(winner, baseline)
+        if missing:
+            raise JobFailedError("; ".join(missing))
 
     def _test(self, trial: Trial, queue: ray.actor.ActorHandle) -> dict[str, float | None]:
         task = TestTask(

@@ -39,7 +39,7 @@ class JobSearch:
     ) -> None:
         self.searches = list(searches)
         self._observers = list(observers)
-        self._open = [search for search in self.searches if not search.ended]
+        self._open = list(self.searches)
         self.stop_reason: str | None = None
 
     @property

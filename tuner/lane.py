@@ -24,7 +24,7 @@ from trainables.checkpoint import load_checkpoint, save_checkpoint
 from trainables.configuration import TrialConfiguration
 from trainables.metrics import evaluate
 from trainables.models import Inputs
-from trainables.training import DeviceImpressions, predict_logits, train
+from trainables.training import DeviceImpressions, TrainingError, predict_logits, train
 from trainables.workers import Workers
 from tuner.messages import Report, Seconds, Task, TestTask, TrialTask
 from tuner.objective import objective_values, score
@@ -101,7 +101,7 @@ class _Lane:
             logger.exception("trial %s failed", task.id)
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             ray.get(self.queue.fail.remote(task.id, reason))
-            if self.workers.size > 1:
+            if self.workers.size > 1 and not isinstance(error, TrainingError):
                 raise  # the other ranks may wait in a collective: the group must start anew
 
     def _train(self, task: TrialTask) -> None:

@@ -11,12 +11,13 @@ from mlflow.entities import Metric, Run
 from mlflow.tracking import MlflowClient
 
 from datasets.filesystem import locate
-from tuner.errors import JobFileError
+from tuner.errors import JobFileError, StorageError
 from tuner.job import Job
 from tuner.messages import Report, Seconds
 from tuner.results import METRICS
 from tuner.storage import local_path
 from tuner.study import PastTrial, TrialState
+from tuner.tracking import STARTED_TAG
 
 __all__ = ["check_unchanged", "only_driver", "read_past_trials", "read_study_runs", "store_job"]
 
@@ -44,7 +45,10 @@ def check_unchanged(job: Job, digests: Mapping[str, str], root: str) -> None:
     """
     location = locate(root) / JOB_FILE
     if not location.exists():
-        return
+        raise JobFileError(
+            f"storage: job {job.name!r} has trials in the tracking store, but none of its files "
+            f"is in {root}; name the storage that it was begun with, or archive it with --fresh"
+        )
     begun, now = json.loads(location.read_bytes()), _fields(job, digests)
     changes = []
     for field in sorted(begun.keys() | now.keys()):
@@ -66,12 +70,18 @@ def only_driver(job: Job, root: str) -> Iterator[None]:
 
     Raises:
         JobFileError: if another process runs the job now.
+        StorageError: if the storage cannot be made.
     """
     path = local_path(root)
     if path is None:
         yield
         return
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"storage: {path} cannot be made ({error.strerror}); name a directory of yours"
+        ) from error
     with (path / LOCK_FILE).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -128,8 +138,9 @@ def _past_trial(client: MlflowClient, run: Run) -> PastTrial:
 
 
 def _reports(client: MlflowClient, run: Run) -> tuple[Report, ...]:
+    started = int(run.data.tags.get(STARTED_TAG, 0))
     histories = {
-        name: _by_step(client.get_metric_history(run.info.run_id, f"valid/{name}"))
+        name: _by_step(client.get_metric_history(run.info.run_id, f"valid/{name}"), started)
         for name in METRICS
     }
     steps = sorted({step for history in histories.values() for step in history})
@@ -146,11 +157,9 @@ def _reports(client: MlflowClient, run: Run) -> tuple[Report, ...]:
     )
 
 
-def _by_step(history: list[Metric]) -> dict[int, float]:
-    """The last value of each step: a trial that was run again logged its first steps twice."""
-    return {
-        metric.step: metric.value for metric in sorted(history, key=lambda logged: logged.timestamp)
-    }
+def _by_step(history: list[Metric], started: int) -> dict[int, float]:
+    """The value of each step, of the last time that the trial was run (milliseconds)."""
+    return {metric.step: metric.value for metric in history if metric.timestamp >= started}
 
 
 def _seconds(metrics: Mapping[str, float]) -> Seconds:

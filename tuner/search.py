@@ -61,7 +61,8 @@ class StudySearch:
         self.num_trials = self.settings.trials
         if self.settings.sampler == "grid":
             self._points += [point for point in self.space.grid() if point not in self._points]
-            self.num_trials = min(self.num_trials, len(self._points))
+            wanted = job.search.trials if "trials" in job.search.model_fields_set else None
+            self.num_trials = min(wanted or len(self._points), len(self._points))
 
     @property
     def exhausted(self) -> bool:
@@ -113,7 +114,8 @@ class StudySearch:
                 continue
             for report in found.reports:
                 trial.record(report)
-                self.should_prune(trial)
+                if found.state is not TrialState.COMPLETE or not report.last:
+                    self.should_prune(trial)
             trial.state = found.state
             trial.failure = found.failure
             self.tell(trial)

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
@@ -11,6 +12,7 @@ __all__ = ["StopRequests"]
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SECONDS_PER_HOUR = 3600
+POLL_S = 0.1
 
 
 class StopRequests:
@@ -25,7 +27,6 @@ class StopRequests:
     """
 
     def __init__(self) -> None:
-        self._requested = threading.Event()
         self._handlers: dict[signal.Signals, object] = {}
         self.interrupted = False
         self.failure: str | None = None
@@ -33,7 +34,6 @@ class StopRequests:
     def fail(self, reason: str) -> None:
         """Stop the search because the job cannot go on; may be called from any thread."""
         self.failure = reason
-        self._requested.set()
 
     @contextmanager
     def passed_to(self, stop: Callable[[str], None], hours: float | None = None) -> Iterator[None]:
@@ -41,34 +41,38 @@ class StopRequests:
 
         Args:
             stop: called once with the reason, in a thread of its own.
-            hours: the job's budget, from here on; None for no limit.
+            hours: the budget, from here on; None for no limit.
         """
         over = threading.Event()
+        deadline = None if hours is None else time.monotonic() + hours * SECONDS_PER_HOUR
 
         def watch() -> None:
-            in_time = self._requested.wait(None if hours is None else hours * SECONDS_PER_HOUR)
-            if over.is_set():
-                return
-            if self.interrupted:
-                stop("interrupted")
-            elif self.failure is not None:
-                stop(self.failure)
-            elif not in_time:
-                stop("the budget is spent")
+            while not over.wait(POLL_S):
+                reason = self._reason(deadline)
+                if reason is not None:
+                    stop(reason)
+                    return
 
+        self._listen()  # again: Ray takes SIGTERM for itself when it starts
         thread = threading.Thread(target=watch, name="stop-requests", daemon=True)
         thread.start()
         try:
             yield
         finally:
             over.set()
-            self._requested.set()
             thread.join()
 
+    def _reason(self, deadline: float | None) -> str | None:
+        if self.interrupted:
+            return "interrupted"
+        if self.failure is not None:
+            return self.failure
+        if deadline is not None and time.monotonic() >= deadline:
+            return "the budget is spent"
+        return None
+
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            for number in STOP_SIGNALS:
-                self._handlers[number] = signal.signal(number, self._on_signal)
+        self._listen()
         return self
 
     def __exit__(
@@ -80,8 +84,14 @@ class StopRequests:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
+    def _listen(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in STOP_SIGNALS:
+            before = signal.signal(number, self._on_signal)
+            self._handlers.setdefault(number, before)
+
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         if self.interrupted:
             raise KeyboardInterrupt
         self.interrupted = True
-        self._requested.set()

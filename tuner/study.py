@@ -82,6 +82,11 @@ class Trial:
         return f"{self.study.directory}/trial-{self.number:04d}"
 
     @property
+    def usable(self) -> bool:
+        """Whether the trial has an evaluation, and with it a checkpoint, that counts."""
+        return self.best is not None and self.state is not TrialState.FAILED
+
+    @property
     def best_values(self) -> tuple[float, ...] | None:
         """The objectives of the best evaluation; None before the first."""
         return None if self.best is None else objective_values(self.best.metrics, self.objectives)
@@ -108,7 +113,7 @@ class PastTrial:
 
     Attributes:
         state: `RUNNING` for a trial that has to be run again.
-        reports: its evaluations in order; the metrics of all but the best are only their score.
+        reports: its evaluations in order.
     """
 
     number: int

@@ -28,7 +28,7 @@ from tuner.search import StudySearch
 from tuner.storage import join
 from tuner.study import Study, Trial, TrialState
 
-__all__ = ["STATUSES", "Tracker", "connect"]
+__all__ = ["STARTED_TAG", "STATUSES", "Tracker", "connect"]
 
 STATUSES = {
     TrialState.COMPLETE: "FINISHED",
@@ -42,6 +42,8 @@ RETRY_FIRST_S = 0.5
 RETRY_LONGEST_S = 30.0
 BUSY_STATUSES = {408, 429}  # below 500, and yet worth another try
 MAX_TAG_LENGTH = 5000
+SUMMARY_STEP = 0  # one step, so that of a trial that was run again the last summary is shown
+STARTED_TAG = "pwiser.started"
 DIGEST_LENGTH = 36  # MLflow keeps no longer digest of an input; the tag has all of it
 
 logger = logging.getLogger(__name__)
@@ -88,6 +90,7 @@ class Tracker:
         self._storage = storage
         self._runs: dict[str, str] = {}
         self._tried: set[str] = set()
+        self._winners: dict[str, str] = {}
         self._datasets: dict[str, Dataset] = {}
         self._calls: queue.Queue[Callable[[], object] | None] = queue.Queue()
         self._thread = threading.Thread(target=self._write, name="tracking", daemon=True)
@@ -97,6 +100,10 @@ class Tracker:
     def restore(self, runs: Mapping[str, str]) -> None:
         """Go on with the runs of an earlier process, by study name and trial id."""
         self._runs.update(runs)
+
+    def restore_winner(self, dataset: str, run_id: str) -> None:
+        """Remember the winner of an earlier process; it stays one until there is a new one."""
+        self._winners[dataset] = run_id
 
     def start_study(self, study: Study, dataset: Dataset, job_file: str) -> None:
         """Open a study's parent run."""
@@ -119,6 +126,7 @@ class Tracker:
             "pwiser.baseline": str(trial.baseline).lower(),
             "pwiser.configuration": trial.configuration.model_dump_json(),
             "pwiser.params": json.dumps(trial.params),
+            STARTED_TAG: str(int(time.time() * 1000)),
         }
         params = [
             Param(path.removeprefix("loss."), str(value)) for path, value in _params(trial).items()
@@ -146,7 +154,7 @@ class Tracker:
             metrics = {f"best/{name}": value for name, value in trial.best.metrics.items()}
             metrics["best/objective"] = trial.best_score
             metrics.update(_seconds(trial.last.seconds))
-            self._log(trial.id, metrics, trial.last.step)
+            self._log(trial.id, metrics, SUMMARY_STEP)
         tags = {"pwiser.state": str(trial.state)}
         if trial.failure is not None:
             tags["pwiser.failure"] = trial.failure[:MAX_TAG_LENGTH]
@@ -157,7 +165,7 @@ class Tracker:
         seconds = search.seconds
         metrics = _seconds(seconds)
         metrics["time/overhead_share"] = seconds.overhead / seconds.lane if seconds.lane else None
-        self._log(search.study.name, metrics, 0)
+        self._log(search.study.name, metrics, SUMMARY_STEP)
         for trial in kept_trials(search.trials, self._job.keep_checkpoints):
             self._tag(trial.id, {"pwiser.checkpoint": join(self._storage, trial.directory)})
         status = (
@@ -168,24 +176,27 @@ class Tracker:
     def log_test(self, trial: Trial) -> None:
         """Log the test metrics of a dataset's winner or of its baseline."""
         metrics = {f"test/{name}": value for name, value in trial.test_metrics.items()}
-        self._log(trial.id, metrics, trial.last.step if trial.last is not None else 0)
+        self._log(trial.id, metrics, SUMMARY_STEP)
 
     def log_winner(self, winner: Trial, baseline: Trial) -> None:
-        """Mark a dataset's winner, and say which run is its baseline."""
-        self._tag(winner.id, {"pwiser.winner": "true"})
-        self._calls.put(
-            lambda: self._client.set_tag(
-                self._runs[winner.id], "pwiser.baseline_run", self._runs[baseline.id]
-            )
-        )
+        """Mark a dataset's winner in place of an earlier one, and say which run is its baseline."""
+        dataset = winner.study.dataset
 
-    def describe(self, note: str) -> None:
-        """Set the experiment's description, Markdown."""
-        self._calls.put(
-            lambda: self._client.set_experiment_tag(
-                self._experiment_id, "mlflow.note.content", note
-            )
-        )
+        def call() -> None:
+            run_id = self._runs[winner.id]
+            tags = {
+                "pwiser.checkpoint": join(self._storage, winner.directory),
+                "pwiser.baseline_run": self._runs[baseline.id],
+                "pwiser.winner": "true",
+            }
+            run_tags = [RunTag(name, value) for name, value in tags.items()]
+            self._client.log_batch(run_id, tags=run_tags)
+            former = self._winners.get(dataset, run_id)
+            if former != run_id:
+                self._client.set_tag(former, "pwiser.winner", "false")
+            self._winners[dataset] = run_id
+
+        self._calls.put(call)
 
     def close(self) -> None:
         """Wait until everything is written.
@@ -221,6 +232,8 @@ class Tracker:
         self._tried.add(key)
         if key in self._runs:  # of an earlier process, or of a call that failed half-way
             self._client.update_run(self._runs[key], status="RUNNING")
+            run_tags = [RunTag(name, value) for name, value in tags.items()]
+            self._client.log_batch(self._runs[key], tags=run_tags)
         else:
             run = self._client.create_run(self._experiment_id, run_name=name, tags=tags)
             self._runs[key] = run.info.run_id
@@ -255,8 +268,7 @@ class Tracker:
 
     def _write(self) -> None:
         while (call := self._calls.get()) is not None:
-            if self.failure is None:
-                self._write_one(call)
+            self._write_one(call)
 
     def _write_one(self, call: Callable[[], object]) -> None:
         wait_s = RETRY_FIRST_S
@@ -266,14 +278,16 @@ class Tracker:
             except MlflowException as error:
                 status = int(error.get_http_status_code())  # type: ignore[no-untyped-call]
                 if status < 500 and status not in BUSY_STATUSES:
-                    self.failure = f"tracking: the store refused a record ({error.message})"
+                    self.failure = (
+                        self.failure or f"tracking: the store refused a record ({error.message})"
+                    )
                     logger.error(self.failure)
                     return
                 logger.warning("tracking store does not answer, trying again: %s", error.message)
                 time.sleep(wait_s)
                 wait_s = min(2 * wait_s, RETRY_LONGEST_S)
             except Exception as error:
-                self.failure = f"tracking: an artefact cannot be written ({error})"
+                self.failure = self.failure or f"tracking: an artefact cannot be written ({error})"
                 logger.exception(self.failure)
                 return
             else:

@@ -29,12 +29,19 @@ class JobSearcher(_Unsaved, Searcher):
     Args:
         search: of the job.
         make_task: turns a trial into what a lane is given.
+        cancel_task: takes a trial's task from its lane.
     """
 
-    def __init__(self, search: JobSearch, make_task: Callable[[Trial], TrialTask]) -> None:
+    def __init__(
+        self,
+        search: JobSearch,
+        make_task: Callable[[Trial], TrialTask],
+        cancel_task: Callable[[Trial], object],
+    ) -> None:
         super().__init__()
         self._search = search
         self._make_task = make_task
+        self._cancel_task = cancel_task
         self.trials: dict[str, Trial] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
@@ -53,6 +60,7 @@ class JobSearcher(_Unsaved, Searcher):
         message = (result or {}).get(REPORT) or (result or {}).get(ENDED)
         if error or message is None:
             message = Ended(kind="failed", reason="its Tune actor died")
+            self._cancel_task(trial)  # nobody else would: its lane waits for a verdict
         self._search.ended(trial, message)
 
     def save(self, checkpoint_path: str) -> None:

@@ -126,6 +126,7 @@ def test_a_job_needs_no_more_than_a_name_and_datasets(read: Callable[[str], Job]
             "weight_decay": 1e-6,
             "precision": "auto",
             "evaluate_every": 1.0,
+            "folding": "auto",
             "seed": 0,
         },
         "model": {},

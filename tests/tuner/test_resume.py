@@ -187,8 +187,9 @@ def test_a_changed_job_is_refused_with_the_difference(
     assert "\n" not in str(caught.value)
 
 
-def test_a_job_that_was_never_stored_is_accepted(tmp_path: Path) -> None:
-    check_unchanged(make_job(), {}, str(tmp_path))
+def test_a_job_whose_files_are_elsewhere_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(JobFileError, match="storage: job 'job' has trials in the tracking store"):
+        check_unchanged(make_job(), {}, str(tmp_path))
 
 
 def test_the_stored_job_is_json(tmp_path: Path) -> None:

@@ -256,8 +256,17 @@ def test_the_winner_is_marked_and_names_its_baseline(logged: LoggedJob) -> None:
     assert second.data.tags["pwiser.winner"] == "true"
     assert second.data.tags["pwiser.baseline_run"] == first.info.run_id
     assert "pwiser.winner" not in first.data.tags
-    assert logged.history(second, "test/ctr_auc") == [(10, 0.7)]
+    assert logged.history(second, "test/ctr_auc") == [(0, 0.7)]
     assert "test/cvr_auc" not in second.data.metrics
+
+
+def test_a_new_winner_takes_the_place_of_the_one_before(logged: LoggedJob) -> None:
+    baseline, former, winner = (logged.run_trial(value) for value in (0.5, 0.8, 0.9))
+    logged.tracker.log_winner(former, baseline)
+    logged.tracker.log_winner(winner, baseline)
+    logged.tracker.close()
+    marks = [run.data.tags.get("pwiser.winner") for run in logged.runs("trial")]
+    assert marks == [None, "false", "true"]
 
 
 def test_a_record_that_the_store_refuses_is_told_at_the_end(

@@ -461,6 +461,7 @@ def test_a_running_job_refuses_a_second_process(
     search = {"sampler": "random", "trials": 10_000, "pruner": "none"}
     job = workshop.write_job(name="running", models=["dnn"], search=search)
     process = start_tune(job)
+    end_first_trials(process, 1)
     try:
         assert pwiser(monkeypatch, "tune", str(job)) == 2
         assert "name: job 'running' is running already" in capsys.readouterr().err
