@@ -30,7 +30,7 @@ def open_lanes(
 
     Args:
         lanes: how many, and of what size.
-        queue: the actor of a `TrialQueue`.
+        queue: the actor of a `TrialQueue`; it ends with the lanes.
         job: for the names of the Train runs.
         storage_path: where Ray Train keeps the state of its runs.
         on_all_lost: called with the reason once no lane is left, from another thread.
@@ -57,6 +57,7 @@ def open_lanes(
         ray.get(queue.close.remote())
         for thread in threads:
             thread.join()
+        ray.kill(queue)
 
 
 def _trainer(

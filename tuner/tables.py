@@ -70,7 +70,11 @@ def results_markdown(results: JobResult) -> str:
 def time_table(searches: list[StudySearch]) -> Table:
     """Lay out where the lanes' time went, study by study; overhead is what was nothing else."""
     table = Table(
-        title="lane time in seconds", title_justify="left", box=SIMPLE_HEAD, pad_edge=False
+        title="lane time in seconds",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
     )
     table.add_column("study", overflow="fold")
     for heading in ("trials", "set-up", "training", "eval.", "overhead", "each"):

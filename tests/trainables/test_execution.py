@@ -54,12 +54,11 @@ def test_folded_model_gives_the_metrics_of_its_plain_copy() -> None:
     folded = trained("on", split)
     plain = trained("off", split)
     plain.load_state_dict(folded.state_dict())
-    one, other = (
-        evaluate(predict_logits(model, split, WORKERS), split.clicks_N, split.conversions_N)
-        for model in (folded, plain)
-    )
-    for name, value in one.items():
-        assert value == pytest.approx(other[name], abs=1e-6), name
+    logits = [predict_logits(model, split, WORKERS) for model in (folded, plain)]
+    torch.testing.assert_close(logits[0], logits[1], rtol=1e-4, atol=1e-5)
+    one, other = (evaluate(found, split.clicks_N, split.conversions_N) for found in logits)
+    for name, value in one.items():  # rounding may swap a few pairs
+        assert value == pytest.approx(other[name], abs=2e-5), name
 
 
 def test_unknown_folding_is_refused() -> None:
@@ -83,7 +82,7 @@ from trainables.execution import keep_freed_memory
 assert keep_freed_memory()
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(3):
+for _ in range(8):  # until the heap has settled
     torch.ones(16_000_000)
 before = faults()
 for _ in range(3):
