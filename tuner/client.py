@@ -10,15 +10,19 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from ray.dashboard.modules.job.pydantic_models import JobDetails
 
 from datasets import PwiserError
-from tuner.errors import JobFileError, JobNotFoundError
+from tuner.errors import ClusterError, JobFileError, JobNotFoundError
 from tuner.job_progress import JobProgress
 from tuner.jobs_api import JobsApi, find_address
-from tuner.submission import Code, Submission
+from tuner.submission import Code, Purpose, Submission
+
+if TYPE_CHECKING:
+    from tuner.plan import Plan
 
 __all__ = ["Client", "JobState", "JobStatus", "SubmittedJob"]
 
@@ -124,7 +128,7 @@ class Client:
         from tuner.job import read_job_text
 
         text = read_job_text(job_file)
-        return self._submit(text, str(job_file), fresh=fresh, working_dir=working_dir, code=code)
+        return self._send(text, str(job_file), working_dir, code=code, fresh=fresh)
 
     def resume(self, name: str, *, working_dir: Path | None = None, code: Code = "ship") -> str:
         """Go on with a job: its file is submitted again, as it was.
@@ -143,7 +147,33 @@ class Client:
             PwiserError: as for `submit`.
         """
         text = self._job_file(name)
-        return self._submit(text, f"job {name}", fresh=False, working_dir=working_dir, code=code)
+        return self._send(text, f"job {name}", working_dir, code=code)
+
+    def plan(
+        self, job_file: Path, *, working_dir: Path | None = None, code: Code = "ship"
+    ) -> "Plan":
+        """Plan a job on the cluster: a short submission of its own looks and measures there.
+
+        Args:
+            job_file: as for `submit`.
+            working_dir: as for `submit`.
+            code: as for `submit`.
+
+        Raises:
+            PwiserError: as for `submit`.
+            ClusterError: if the submission ended without a plan; its last line says why.
+        """
+        from tuner.job import read_job_text
+        from tuner.plan import Plan
+
+        text = read_job_text(job_file)
+        job_id = self._send(text, str(job_file), working_dir, code=code, purpose="plan")
+        printed = "".join(self._api.follow_logs(job_id)).strip()
+        last_line = printed.rpartition("\n")[2]
+        try:
+            return Plan.model_validate_json(last_line)
+        except ValidationError as error:
+            raise ClusterError(f"{job_file}: {last_line.removeprefix('pwiser: ')}") from error
 
     def jobs(self) -> list[SubmittedJob]:
         """List the submissions that the cluster remembers, the newest first."""
@@ -204,29 +234,42 @@ class Client:
             time.sleep(POLL_S)
         return found
 
-    def _submit(
-        self, text: str, shown: str, *, fresh: bool, working_dir: Path | None, code: Code
+    def _send(
+        self,
+        text: str,
+        shown: str,
+        working_dir: Path | None,
+        *,
+        code: Code,
+        purpose: Purpose = "tune",
+        fresh: bool = False,
     ) -> str:
         from tuner.submission_check import check_submission
 
         job = check_submission(text, shown, working_dir=working_dir, tracking=self._tracking)
-        for other in self.jobs():
-            if other.name == job.name and not other.state.ended:
-                raise JobFileError(
-                    f"{shown}: name: job {job.name!r} is running already, as {other.id}; wait for "
-                    "it, stop it (pwiser stop), or choose another name"
-                )
+        if purpose == "tune":
+            self._refuse_second(job.name, shown)
         submission = Submission(
             job=job.name,
             job_file=text,
             storage=job.storage,
             tracking=job.tracking.uri,
+            purpose=purpose,
             fresh=fresh,
             code=code,
         )
-        job_id = f"{job.name}-{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(2)}"
+        prefix = job.name if purpose == "tune" else f"{job.name}-{purpose}"
+        job_id = f"{prefix}-{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(2)}"
         self._api.submit(job_id, submission, submission.runtime_env(working_dir))
         return job_id
+
+    def _refuse_second(self, name: str, shown: str) -> None:
+        for other in self.jobs():
+            if other.name == name and not other.state.ended:
+                raise JobFileError(
+                    f"{shown}: name: job {name!r} is running already, as {other.id}; wait for it, "
+                    "stop it (pwiser stop), or choose another name"
+                )
 
     def _find(self, job: str) -> JobDetails:
         known = self._api.list()

@@ -78,11 +78,7 @@ class JobsApi:
 
     def list(self) -> list[JobDetails]:
         """List the tuning jobs that the cluster remembers, the newest first."""
-        jobs = [
-            job
-            for job in self._ask(self._ray.list_jobs)
-            if job.submission_id and Submission.from_metadata(job.metadata or {})
-        ]
+        jobs = [job for job in self._ask(self._ray.list_jobs) if _is_tuning_job(job)]
         return sorted(jobs, key=lambda job: (job.start_time or 0, job.submission_id), reverse=True)
 
     def details(self, job_id: str) -> JobDetails:
@@ -134,6 +130,11 @@ class JobsApi:
                 f"--address {self.address}: the cluster does not answer as it should ({reason}); "
                 "is this the address of its Ray dashboard?"
             ) from error
+
+
+def _is_tuning_job(job: JobDetails) -> bool:
+    submission = Submission.from_metadata(job.metadata or {})
+    return bool(job.submission_id) and submission is not None and submission.purpose == "tune"
 
 
 @contextmanager

@@ -4,6 +4,7 @@ A node that cannot write the storage or misses the dataset would otherwise show 
 trials that fail or lanes that hang.
 """
 
+import contextlib
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -14,15 +15,16 @@ from importlib.metadata import version
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from datasets import open_dataset
+from datasets import Dataset, open_dataset
 from datasets.filesystem import locate
 from tuner import __version__
 from tuner.cluster import Node
 from tuner.errors import ClusterError
-from tuner.storage import join
+from tuner.job import Job
+from tuner.storage import absolute_uri, delete, join
 from tuner.tracking import connect
 
-__all__ = ["NodeCheck", "check_nodes", "local_faults", "local_versions"]
+__all__ = ["NodeCheck", "check_nodes", "job_check", "local_faults", "node_faults"]
 
 CHECK_TIMEOUT_S = 30.0
 NODE_TIMEOUT_S = 50.0
@@ -47,18 +49,37 @@ class NodeCheck:
     tracking: str | None
 
 
-def local_versions() -> dict[str, str]:
-    """The versions that have to be the same on every node."""
+def job_check(job: Job, datasets: Mapping[str, Dataset], tracking_uri: str) -> NodeCheck:
+    """What a job's nodes have to pass, as this process finds it."""
+    return NodeCheck(
+        versions=_versions(),
+        storage=absolute_uri(job.storage),
+        datasets={dataset.uri: dataset.digest for dataset in datasets.values()},
+        tracking=None if tracking_uri.startswith("sqlite:") else tracking_uri,
+    )
+
+
+def _versions() -> dict[str, str]:
     packages = {package: version(package) for package in PACKAGES}
     return {"python": platform.python_version(), "pwiser-tuner": __version__, **packages}
 
 
 def check_nodes(check: NodeCheck, nodes: Sequence[Node]) -> None:
-    """Run the check on every node at once, each within a minute.
+    """Check every node before a job.
 
     Raises:
         ClusterError: naming each node that fails, and every reason.
     """
+    faults = node_faults(check, nodes)
+    if faults:
+        raise ClusterError(
+            f"cluster: {'; '.join(faults)}; mend or remove "
+            f"{'that node' if len(faults) == 1 else 'those nodes'} and start the job again"
+        )
+
+
+def node_faults(check: NodeCheck, nodes: Sequence[Node]) -> list[str]:
+    """Run the check on every node at once, within a minute; a line for each that fails."""
     task = ray.remote(num_cpus=0, max_retries=0)(local_faults)
     references = {
         task.options(
@@ -72,11 +93,9 @@ def check_nodes(check: NodeCheck, nodes: Sequence[Node]) -> None:
         reasons = _result(reference) if reference in done else [_no_answer(NODE_TIMEOUT_S)]
         if reasons:
             faults.append(f"node {node.address}: {', '.join(reasons)}")
-    if faults:
-        raise ClusterError(
-            f"cluster: {'; '.join(faults)}; mend or remove "
-            f"{'that node' if len(faults) == 1 else 'those nodes'} and start the job again"
-        )
+    with contextlib.suppress(OSError):
+        delete(join(check.storage, PROBE_DIRECTORY))
+    return faults
 
 
 def local_faults(check: NodeCheck, node_id: str) -> list[str]:
@@ -106,7 +125,7 @@ def _fault_of(future: Future[str | None]) -> str | None:
 
 
 def _version_faults(wanted: Mapping[str, str]) -> list[str]:
-    found = local_versions()
+    found = _versions()
     return [
         f"{name} is {found[name]}, the driver's is {wanted[name]}"
         for name in wanted

@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 from tuner import __version__
 
-__all__ = ["CODE_CHOICES", "STOP_PATIENCE_S", "Code", "Submission"]
+__all__ = ["STOP_PATIENCE_S", "Code", "Purpose", "Submission"]
 
 Code = Literal["ship", "image"]
-CODE_CHOICES: tuple[Code, ...] = ("ship", "image")
+Purpose = Literal["tune", "plan"]
 
 PACKAGES = ("tuner", "trainables", "datasets")
 METADATA_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # where Ray tells a driver of its submission
@@ -34,6 +34,7 @@ class Submission:
         job_file: the text of its file.
         storage: as the job file names it.
         tracking: URI of the tracking store in the job file; None where it names none.
+        purpose: `tune` runs the job, `plan` only says what it would take.
         fresh: whether a job of this name is archived first.
         code: `ship` sends this installation's packages along, `image` takes the nodes' own.
         version: of the client's pwiser-tuner.
@@ -43,6 +44,7 @@ class Submission:
     job_file: str
     storage: str
     tracking: str | None = None
+    purpose: Purpose = "tune"
     fresh: bool = False
     code: Code = "ship"
     version: str = __version__
@@ -58,6 +60,7 @@ class Submission:
             "pwiser.job_file": self.job_file,
             "pwiser.storage": self.storage,
             "pwiser.tracking": self.tracking or "",
+            "pwiser.purpose": self.purpose,
             "pwiser.fresh": json.dumps(self.fresh),
             "pwiser.code": self.code,
             "pwiser.version": self.version,
@@ -90,6 +93,7 @@ class Submission:
             job_file=metadata["pwiser.job_file"],
             storage=metadata["pwiser.storage"],
             tracking=metadata["pwiser.tracking"] or None,
+            purpose="plan" if metadata["pwiser.purpose"] == "plan" else "tune",
             fresh=bool(json.loads(metadata["pwiser.fresh"])),
             code="image" if metadata["pwiser.code"] == "image" else "ship",
             version=metadata["pwiser.version"],

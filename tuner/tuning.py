@@ -23,7 +23,7 @@ from tuner.errors import JobFileError
 from tuner.job import Job
 from tuner.job_run import JobRun
 from tuner.objective import Objective, computable_objectives
-from tuner.preflight import NodeCheck, check_nodes, local_versions
+from tuner.preflight import check_nodes, job_check
 from tuner.results import JobResult, find_winners, read_results
 from tuner.resume import check_unchanged, only_driver, read_past_trials, store_job
 from tuner.search import StudySearch
@@ -119,7 +119,7 @@ def run_job(
         if not _is_finished(client, job, searches):
             console.print(_opening_line(job, searches), highlight=False)
             queue = queue or _start_ray(job, session, verbose=verbose)
-            lanes = _check_cluster(job, datasets, storage, str(client.tracking_uri))
+            lanes = _check_cluster(job, datasets, str(client.tracking_uri))
             if experiment is None:
                 experiment = _create_experiment(client, job, storage)
             root = join(storage, job.name, experiment.experiment_id)
@@ -139,20 +139,12 @@ def _start_ray(job: Job, session: ExitStack, *, verbose: bool) -> ray.actor.Acto
     return session.enter_context(named_once(job.name, ray.remote(num_cpus=0)(TrialQueue)))
 
 
-def _check_cluster(
-    job: Job, datasets: dict[str, Dataset], storage: str, tracking_uri: str
-) -> Lanes:
+def _check_cluster(job: Job, datasets: dict[str, Dataset], tracking_uri: str) -> Lanes:
     """Fit the lanes; on a cluster of somebody else's, look whether its nodes can do their part."""
     nodes = alive_nodes()
     lanes = plan_lanes(job.resources, nodes, free=free_resources(), limits=resource_limits())
     if cluster_address():
-        check = NodeCheck(
-            versions=local_versions(),
-            storage=join(storage, job.name),
-            datasets={dataset.uri: dataset.digest for dataset in datasets.values()},
-            tracking=None if tracking_uri.startswith("sqlite:") else tracking_uri,
-        )
-        check_nodes(check, nodes)
+        check_nodes(job_check(job, datasets, tracking_uri), nodes)
     return lanes
 
 

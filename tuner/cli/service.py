@@ -1,5 +1,6 @@
 """The commands that hand jobs to a cluster and look after them there, over Ray's Jobs API."""
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -155,15 +156,55 @@ def stop(job: JobId, address: Address = None) -> None:
     typer.echo(f"{found.id}: {found.state}; pwiser resume {found.name} goes on with it")
 
 
+@service_app.command(epilog="Example: pwiser plan job.yaml --address http://head:8265")
+def plan(
+    job_file: Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file.")],
+    address: Address = None,
+    tracking: Tracking = None,
+    working_dir: WorkingDir = None,
+    code: CodeOption = CodeChoice.SHIP,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Tell what a job would run, take and cost, here or on a cluster; exit code 2 if it won't run.
+
+    A few steps of each model are trained to measure it: on the cluster that --address or
+    PWISER_ADDRESS names, else on this machine.
+    """
+    from rich.console import Console
+
+    from tuner.cli.plan_tables import plan_lines, plan_table
+    from tuner.job import read_job
+
+    if address or os.environ.get("PWISER_ADDRESS"):
+        from tuner.client import Client
+
+        client = Client(address, tracking=tracking)
+        found = client.plan(job_file, working_dir=working_dir, code=code.value)
+    else:
+        from tuner.planning import plan_job
+
+        found = plan_job(read_job(job_file))
+    if as_json:
+        typer.echo(found.model_dump_json(indent=2))
+    else:
+        console = Console()
+        console.print(plan_table(found))
+        for line in plan_lines(found):
+            console.print(line, soft_wrap=True, highlight=False, markup=False)
+    if found.obstacles:
+        raise typer.Exit(2)
+
+
 @service_app.command(hidden=True)
 def drive() -> None:
-    """Run the job of this submission; Ray starts it on the head node."""
+    """Do what this submission is for; Ray starts it on the head node."""
     from rich.console import Console
 
     from tuner import __version__
     from tuner.cli.hints import next_commands
     from tuner.errors import ClusterError
     from tuner.job import parse_job
+    from tuner.planning import plan_job
     from tuner.submission import Submission
     from tuner.tuning import run_job
 
@@ -175,8 +216,11 @@ def drive() -> None:
             f"cluster: its image has pwiser-tuner {__version__}, {submission.job!r} was submitted "
             f"by {submission.version}; install the same version, or submit with --code ship"
         )
-    console = Console(width=120)
     job = parse_job(submission.job_file, f"job {submission.job}")
+    if submission.purpose == "plan":
+        typer.echo(plan_job(job).model_dump_json())
+        return
+    console = Console(width=120)
     results = run_job(job, submission.job_file, console, fresh=submission.fresh)
     console.print(next_commands(job, results), soft_wrap=True, highlight=False, markup=False)
 
