@@ -10,6 +10,7 @@ from ray.train.torch import TorchTrainer
 
 from tuner.cluster import Lanes
 from tuner.lane import LaneSettings, run_lane
+from tuner.network import NodeTorchConfig
 
 __all__ = ["open_lanes"]
 
@@ -70,6 +71,7 @@ def _trainer(
     return TorchTrainer(
         run_lane,
         train_loop_config=settings,
+        torch_config=NodeTorchConfig(),
         scaling_config=ScalingConfig(
             num_workers=lanes.workers_per_lane,
             use_gpu=bool(lanes.gpus_per_worker),
