@@ -216,7 +216,8 @@ def plan_lanes(
     """
     gpus_per_worker = settings.gpus_per_worker
     if gpus_per_worker is None:
-        gpus_per_worker = 1.0 if any(node.gpus for node in nodes) else 0.0
+        has_gpus = any(node.gpus for node in nodes) or (limits or {}).get("GPU", 0.0)
+        gpus_per_worker = 1.0 if has_gpus else 0.0
     lanes = Lanes(
         num_lanes=settings.lanes or 1,
         workers_per_lane=settings.workers_per_lane,

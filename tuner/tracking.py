@@ -71,6 +71,7 @@ def connect(uri: str) -> MlflowClient:
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.ERROR)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", MLFLOW_RETRIES)
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     if "://" not in uri:
         raise TrackingError(
             f"tracking.uri {uri}: is no URI; write sqlite:///PATH for a file, or http://HOST:PORT"
@@ -186,6 +187,8 @@ class Tracker:
             metrics.update(_seconds(trial.last.seconds))
             self._log(trial.id, metrics, SUMMARY_STEP)
         tags = {"pwiser.state": str(trial.state)}
+        if trial.last is not None:
+            tags["pwiser.nodes"] = ", ".join(trial.last.nodes)
         if trial.failure is not None:
             tags["pwiser.failure"] = trial.failure[:MAX_TAG_LENGTH]
         self._end(trial.id, STATUSES[trial.state], tags)
