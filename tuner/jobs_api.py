@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -28,6 +29,7 @@ CHATTY_LOGGERS = (
     "ray.dashboard.modules.job.sdk",
 )
 
+_PASSWORD = re.compile(r":(?!//)[^@]*@")
 Answer = TypeVar("Answer")
 
 
@@ -46,15 +48,22 @@ def find_address(address: str | None) -> str:
             "--address: no cluster is named; give the URL of its Ray dashboard, such as "
             "http://HEAD:8265, here or in PWISER_ADDRESS"
         )
-    parts = urlsplit(found)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
+    if _PASSWORD.search(found):  # before any message that shows the address
+        raise ClusterError(f"{source}: holds a password; give the token in RAY_AUTH_TOKEN instead")
+    if not _is_web_address(found):
         raise ClusterError(
             f"{source} {found}: is not the URL of a Ray dashboard; give one such as "
             "http://HEAD:8265"
         )
-    if parts.password is not None:
-        raise ClusterError(f"{source}: holds a password; give the token in RAY_AUTH_TOKEN instead")
     return found.rstrip("/")
+
+
+def _is_web_address(address: str) -> bool:
+    try:
+        parts = urlsplit(address)
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of brackets or of a port that is no number
+        return False
 
 
 class JobsApi:
