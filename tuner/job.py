@@ -3,7 +3,6 @@
 import re
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -42,8 +41,11 @@ DEFAULT_SPACE = {
 }
 
 
+PASSWORD_PATTERN = r"://[^/@:]*:[^@]*@"  # with a slash in it too, as AWS's secret keys have
+
+
 def _refuse_password(uri: str) -> None:
-    if urlsplit(uri).password is not None:
+    if re.search(PASSWORD_PATTERN, uri):
         raise ValueError(
             f"a password stands before {uri.rpartition('@')[2]}, and job files are kept and shown; "
             "give it in the environment (MLFLOW_TRACKING_PASSWORD, AWS_SECRET_ACCESS_KEY)"
