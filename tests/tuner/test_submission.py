@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import datasets
@@ -16,6 +16,7 @@ JOB_FILE = "name: us\ndatasets: [/data/us]\n"
 SUBMISSION = Submission(job="us", job_file=JOB_FILE, storage="s3://bucket/jobs")
 
 
+@settings(deadline=None)
 @given(
     job_file=st.text(),
     storage=st.text(min_size=1),
