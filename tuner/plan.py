@@ -68,7 +68,7 @@ class Plan(BaseModel):
     """What a job would run, take and cost.
 
     Attributes:
-        lanes: None where they do not fit.
+        lanes: None where they do not fit, or no model could be measured.
         hours: of the whole job, at most: as if no trial were pruned.
         measured_on: where the probe ran.
         obstacles: every reason why the job would not run as it is.
@@ -133,7 +133,9 @@ def make_plan(
         _study_plan(job, datasets[name], model, fitted, probe)
         for (name, model), probe in probes.items()
     ]
-    lane_plan = None if fitted is None else _lane_plan(fitted, datasets, list(probes.values()))
+    lane_plan = None
+    if fitted is not None and probes:
+        lane_plan = _lane_plan(fitted, datasets, list(probes.values()))
     obstacles = list(faults)
     if isinstance(lanes, ClusterError):
         obstacles.append(str(lanes))
