@@ -12,7 +12,7 @@ from tuner.errors import JobFailedError, JobInterruptedError
 from tuner.export import ENCODER_DIRECTORY
 from tuner.job import Job
 from tuner.job_search import JobSearch
-from tuner.lanes import open_lanes
+from tuner.lanes import open_lanes, start_queue
 from tuner.messages import Ended, TestTask, TrialTask
 from tuner.progress import Progress
 from tuner.results import find_winners, read_results
@@ -25,7 +25,6 @@ from tuner.study import Trial, TrialState, choose_winner
 from tuner.tables import results_markdown
 from tuner.tracking import Tracker
 from tuner.trial import LaneTrial
-from tuner.trial_queue import TrialQueue
 from tuner.tune_adapters import JobScheduler, JobSearcher
 
 __all__ = ["JobRun"]
@@ -113,7 +112,7 @@ class JobRun:
     ) -> None:
         if requests.interrupted:
             raise JobInterruptedError(_interrupted_line(self._job, search))
-        queue = ray.remote(num_cpus=0)(TrialQueue).remote()
+        queue = start_queue(lanes.num_lanes)
 
         def stop(reason: str) -> None:
             search.stop(reason)
