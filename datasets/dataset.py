@@ -2,14 +2,18 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from datasets.encoder import Encoder
 from datasets.errors import DatasetError
 from datasets.filesystem import locate
 from datasets.loading import Impressions, SplitReader, shared_impressions
 from datasets.manifest import Manifest
-from datasets.vocabulary import read_vocabularies
+from datasets.vocabulary import id_type, read_vocabularies
 
 __all__ = ["Dataset", "Impressions", "SplitStatistics", "open_dataset", "statistics", "total"]
+
+NUM_LABELS = 2  # a byte each
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,14 @@ class Dataset:
     def digest(self) -> str:
         """The SHA-256 of the content."""
         return self.manifest.digest
+
+    def size_bytes(self, split: str) -> int:
+        """Return the size of a split's arrays when they are loaded, without loading them."""
+        manifest = self.manifest
+        id_bytes = np.dtype(id_type(max(manifest.vocabulary_sizes.values(), default=1))).itemsize
+        row_bytes = len(manifest.table.categorical) * id_bytes
+        row_bytes += len(manifest.table.numerical) * np.dtype(np.float32).itemsize
+        return manifest.splits[split].impressions * (row_bytes + NUM_LABELS)
 
     def encoder(self) -> Encoder:
         """Return what encodes raw features as this dataset's rows were encoded.

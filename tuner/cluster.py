@@ -2,16 +2,38 @@
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-from tuner.errors import ClusterError
+from tuner.errors import ClusterError, JobFileError
 from tuner.job import ResourceSettings
 
-__all__ = ["Lanes", "connected", "plan_lanes"]
+if TYPE_CHECKING:
+    import ray
+
+__all__ = [
+    "Lanes",
+    "Node",
+    "alive_nodes",
+    "cluster_address",
+    "connected",
+    "free_resources",
+    "named_once",
+    "plan_lanes",
+    "resource_limits",
+]
 
 OBJECT_STORE_BYTES = 256 * 1024**2  # nothing large passes through it
+NAMESPACE = "pwiser"
+NAME_WAIT_S = 15.0  # Ray takes some seconds to notice that a killed driver is gone
+
+
+def cluster_address() -> str | None:
+    """The cluster in `RAY_ADDRESS`; None where the job runs on a Ray embedded in this process."""
+    return os.environ.get("RAY_ADDRESS") or None
 
 
 @contextmanager
@@ -38,7 +60,7 @@ def connected(*, verbose: bool = False) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = os.environ.get("RAY_ADDRESS")
+    address = cluster_address()
     try:
         if address:
             ray.init(address=address, logging_level=level, log_to_driver=verbose)
@@ -62,6 +84,90 @@ def connected(*, verbose: bool = False) -> Iterator[None]:
         ray.shutdown()
 
 
+@contextmanager
+def named_once(job: str, actor: "ray.actor.ActorClass[Any]") -> "Iterator[ray.actor.ActorHandle]":
+    """Start an actor under a job's name, which no other driver of the cluster can then take.
+
+    The name is free again when the context ends, and when this process dies.
+
+    Args:
+        job: its name.
+        actor: started without arguments.
+
+    Raises:
+        JobFileError: if a job of this name runs on the cluster.
+    """
+    import ray
+
+    deadline = time.monotonic() + NAME_WAIT_S
+    while True:
+        try:
+            handle = actor.options(name=f"job/{job}", namespace=NAMESPACE).remote()
+            break
+        except ValueError as error:
+            if time.monotonic() > deadline:
+                raise JobFileError(
+                    f"name: job {job!r} is running already on this cluster; "
+                    "wait for it, stop it (pwiser stop), or choose another name"
+                ) from error
+            time.sleep(1.0)
+    try:
+        yield handle
+    finally:
+        ray.kill(handle)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """A node of the cluster and what it has in all, used or not.
+
+    Attributes:
+        id: Ray's.
+        address: IP address.
+        cpus: that Ray may give out.
+        gpus: likewise.
+        memory_bytes: that Ray counts on; of the whole machine where nobody told it.
+    """
+
+    id: str
+    address: str
+    cpus: float
+    gpus: float
+    memory_bytes: int = 0
+
+
+def alive_nodes() -> list[Node]:
+    """List the nodes of the cluster that this process is connected to."""
+    import ray
+
+    return [
+        Node(
+            id=node["NodeID"],
+            address=node["NodeManagerAddress"],
+            cpus=node["Resources"].get("CPU", 0.0),
+            gpus=node["Resources"].get("GPU", 0.0),
+            memory_bytes=int(node["Resources"].get("memory", 0)),
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def free_resources() -> dict[str, float]:
+    """What nobody holds now, over all nodes, as Ray names it."""
+    import ray
+
+    return dict(ray.available_resources())
+
+
+def resource_limits() -> dict[str, float] | None:
+    """What an autoscaler may let the cluster grow to; None where there is none."""
+    from ray._private.state import state  # Ray has no public word for it
+
+    limits: dict[str, float] | None = state.get_max_resources_from_cluster_config()
+    return limits
+
+
 @dataclass(frozen=True, kw_only=True)
 class Lanes:
     """How many lanes there are, and what each worker of one holds."""
@@ -71,37 +177,77 @@ class Lanes:
     cpus_per_worker: int
     gpus_per_worker: float
 
+    @property
+    def cpus_per_lane(self) -> int:
+        """CPUs that one lane holds."""
+        return self.workers_per_lane * self.cpus_per_worker
 
-def plan_lanes(settings: ResourceSettings, cluster: Mapping[str, float]) -> Lanes:
-    """Fit the lanes of a job to a cluster.
+    @property
+    def gpus_per_lane(self) -> float:
+        """GPUs that one lane holds."""
+        return self.workers_per_lane * self.gpus_per_worker
+
+    def workers_in(self, cpus: float, gpus: float) -> int:
+        """Count the workers that so many CPUs and GPUs hold."""
+        workers = int(cpus // self.cpus_per_worker)
+        if self.gpus_per_worker:
+            workers = min(workers, int(gpus / self.gpus_per_worker + 1e-9))
+        return workers
+
+
+def plan_lanes(
+    settings: ResourceSettings,
+    nodes: Sequence[Node],
+    *,
+    free: Mapping[str, float] | None = None,
+    limits: Mapping[str, float] | None = None,
+) -> Lanes:
+    """Fit the lanes of a job to a cluster: each worker has to find room on one node.
 
     Args:
         settings: of the job file.
-        cluster: the resources of the whole cluster, as `ray.cluster_resources` names them.
+        nodes: of the cluster.
+        free: what other jobs leave, as `free_resources` gives it; where the job file names no
+            number of lanes they are as many as fit there, and at least one.
+        limits: what an autoscaler may add up to; lanes that fit there can wait for their nodes.
 
     Raises:
-        ClusterError: if the lanes asked for do not fit.
+        ClusterError: if the lanes asked for can never fit.
     """
-    cpus, gpus = cluster.get("CPU", 0.0), cluster.get("GPU", 0.0)
     gpus_per_worker = settings.gpus_per_worker
     if gpus_per_worker is None:
-        gpus_per_worker = 1.0 if gpus else 0.0
-    cpus_per_lane = settings.workers_per_lane * settings.cpus_per_worker
-    gpus_per_lane = settings.workers_per_lane * gpus_per_worker
-    room = int(cpus // cpus_per_lane)
-    if gpus_per_lane:
-        room = min(room, int(gpus / gpus_per_lane + 1e-9))
-    wanted = settings.lanes or max(room, 1)
-    if wanted > room:
-        raise ClusterError(
-            f"resources: {wanted} lane(s) of {settings.workers_per_lane} worker(s) need "
-            f"{wanted * cpus_per_lane} CPUs and {wanted * gpus_per_lane:g} GPUs, "
-            f"the cluster has {cpus:g} and {gpus:g}; "
-            + (f"set resources.lanes to {room} or less" if room else "ask for less per lane")
-        )
-    return Lanes(
-        num_lanes=wanted,
+        has_gpus = any(node.gpus for node in nodes) or (limits or {}).get("GPU", 0.0)
+        gpus_per_worker = 1.0 if has_gpus else 0.0
+    lanes = Lanes(
+        num_lanes=settings.lanes or 1,
         workers_per_lane=settings.workers_per_lane,
         cpus_per_worker=settings.cpus_per_worker,
         gpus_per_worker=gpus_per_worker,
+    )
+    room = sum(lanes.workers_in(node.cpus, node.gpus) for node in nodes) // lanes.workers_per_lane
+    if settings.lanes is None and room:
+        unused = room
+        if free is not None:
+            workers = lanes.workers_in(free.get("CPU", 0.0), free.get("GPU", 0.0))
+            unused = min(room, workers // lanes.workers_per_lane)
+        return replace(lanes, num_lanes=max(unused, 1))
+    growth = lanes.workers_in(limits.get("CPU", 0.0), limits.get("GPU", 0.0)) if limits else 0
+    if lanes.num_lanes > max(room, growth // lanes.workers_per_lane):
+        raise ClusterError(_no_room(lanes, nodes, room))
+    return lanes
+
+
+def _no_room(lanes: Lanes, nodes: Sequence[Node], room: int) -> str:
+    largest = max(nodes, key=lambda node: (lanes.workers_in(node.cpus, node.gpus), node.cpus))
+    has = f"{sum(node.cpus for node in nodes):g} and {sum(node.gpus for node in nodes):g}"
+    if len(nodes) > 1:
+        has += (
+            f" on {len(nodes)} nodes (the largest {largest.cpus:g} and {largest.gpus:g}; "
+            f"a worker needs {lanes.cpus_per_worker} and {lanes.gpus_per_worker:g} on one node)"
+        )
+    fix = f"set resources.lanes to {room} or less" if room else "ask for less per lane"
+    return (
+        f"resources: {lanes.num_lanes} lane(s) of {lanes.workers_per_lane} worker(s) need "
+        f"{lanes.num_lanes * lanes.cpus_per_lane} CPUs and "
+        f"{lanes.num_lanes * lanes.gpus_per_lane:g} GPUs, the cluster has {has}; {fix}"
     )

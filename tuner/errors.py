@@ -10,6 +10,7 @@ __all__ = [
     "JobNotFoundError",
     "StorageError",
     "TrackingError",
+    "TrackingRefusedError",
 ]
 
 
@@ -23,6 +24,10 @@ class ClusterError(PwiserError):
 
 class TrackingError(PwiserError):
     """An MLflow tracking store that cannot be used."""
+
+
+class TrackingRefusedError(TrackingError):
+    """An MLflow server that answers, and refuses the user or what the user may do."""
 
 
 class StorageError(PwiserError):

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -27,7 +28,9 @@ __all__ = [
     "ResourceSettings",
     "SearchSettings",
     "TrackingSettings",
+    "parse_job",
     "read_job",
+    "read_job_text",
 ]
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -37,6 +40,14 @@ DEFAULT_SPACE = {
     "loss.m1": Dimension(low=0.0, high=0.5, points=4),
     "loss.m2": Dimension(low=0.0, high=0.5, points=4),
 }
+
+
+def _refuse_password(uri: str) -> None:
+    if urlsplit(uri).password is not None:
+        raise ValueError(
+            f"a password stands before {uri.rpartition('@')[2]}, and job files are kept and shown; "
+            "give it in the environment (MLFLOW_TRACKING_PASSWORD, AWS_SECRET_ACCESS_KEY)"
+        )
 
 
 class SearchSettings(Settings):
@@ -116,6 +127,12 @@ class TrackingSettings(Settings):
         "a SQLite file in the storage, where left out",
     )
 
+    @field_validator("uri")
+    @classmethod
+    def _check_no_password(cls, uri: str | None) -> str | None:
+        _refuse_password(uri or "")
+        return uri
+
 
 class Job(Settings):
     """A tuning job: one search for each pair of a dataset and a model."""
@@ -147,6 +164,13 @@ class Job(Settings):
                 f"must be letters, digits, '.', '_' or '-', a letter or digit first, got {name!r}"
             )
         return name
+
+    @field_validator("datasets", "storage")
+    @classmethod
+    def _check_no_password(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        for uri in (value,) if isinstance(value, str) else value:
+            _refuse_password(uri)
+        return value
 
     @field_validator("datasets", "models")
     @classmethod
@@ -222,11 +246,34 @@ def read_job(path: Path) -> Job:
     Raises:
         JobFileError: naming the file, the field, its value and the fix.
     """
+    return parse_job(read_job_text(path), str(path))
+
+
+def read_job_text(path: Path) -> str:
+    """Read a job file's text, unchecked.
+
+    Raises:
+        JobFileError: if it cannot be read.
+    """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=UniqueKeyLoader)
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise JobFileError(f"{path}: cannot be read ({reason}); name a job file") from error
+
+
+def parse_job(text: str, path: str) -> Job:
+    """Check the text of a job file.
+
+    Args:
+        text: YAML.
+        path: what messages call the file.
+
+    Raises:
+        JobFileError: naming the file, the field, its value and the fix.
+    """
+    try:
+        content = yaml.load(text, Loader=UniqueKeyLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" line {mark.line + 1}, column {mark.column + 1}:" if mark else ""

@@ -12,7 +12,7 @@ from tuner.errors import JobFailedError, JobInterruptedError
 from tuner.export import ENCODER_DIRECTORY
 from tuner.job import Job
 from tuner.job_search import JobSearch
-from tuner.lanes import open_lanes, start_queue
+from tuner.lanes import open_lanes
 from tuner.messages import Ended, TestTask, TrialTask
 from tuner.progress import Progress
 from tuner.results import find_winners, read_results
@@ -65,6 +65,7 @@ class JobRun:
         self,
         searches: list[StudySearch],
         lanes: Lanes,
+        queue: ray.actor.ActorHandle,
         requests: StopRequests,
         console: Console,
         stopwatch: Stopwatch,
@@ -75,13 +76,13 @@ class JobRun:
             JobInterruptedError: if a signal came; every run is closed, and the job can be resumed.
             JobFailedError: if no lane is left, or a dataset has no winner.
         """
-        tracker = self._open_tracker(searches)
+        tracker = self._open_tracker(searches, lanes.num_lanes)
         keeper = CheckpointKeeper(self._root, self._job.keep_checkpoints)
         keeper.restore(trial for search in searches for trial in search.trials)
         progress = Progress(console, searches, lanes.num_lanes)
         search = JobSearch(searches, [tracker, keeper, progress, stopwatch])
         try:
-            self._search_on_lanes(lanes, search, requests, tracker, progress)
+            self._search_on_lanes(lanes, queue, search, requests, tracker, progress)
         finally:
             search.close()
             tracker.close()
@@ -89,7 +90,7 @@ class JobRun:
         note = results_markdown(read_results(self._client, self._job.name))
         self._client.set_experiment_tag(self._experiment_id, "mlflow.note.content", note)
 
-    def _open_tracker(self, searches: list[StudySearch]) -> Tracker:
+    def _open_tracker(self, searches: list[StudySearch], num_lanes: int) -> Tracker:
         """Start the studies' runs, or go on with them."""
         tracker = Tracker(self._client, self._experiment_id, self._job, self._root)
         tracker.restore(read_study_runs(self._client, self._experiment_id))
@@ -99,12 +100,14 @@ class JobRun:
             dataset.encoder().save(join(self._root, name, ENCODER_DIRECTORY))
         for search in searches:
             tracker.restore(search.past_runs)
-            tracker.start_study(search.study, self._datasets[search.study.dataset], self._job_file)
+            dataset = self._datasets[search.study.dataset]
+            tracker.start_study(search, dataset, self._job_file, num_lanes)
         return tracker
 
     def _search_on_lanes(
         self,
         lanes: Lanes,
+        queue: ray.actor.ActorHandle,
         search: JobSearch,
         requests: StopRequests,
         tracker: Tracker,
@@ -112,7 +115,6 @@ class JobRun:
     ) -> None:
         if requests.interrupted:
             raise JobInterruptedError(_interrupted_line(self._job, search))
-        queue = start_queue(lanes.num_lanes)
 
         def stop(reason: str) -> None:
             search.stop(reason)

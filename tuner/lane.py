@@ -76,6 +76,7 @@ class _Lane:
         self.queue = queue
         self.control = None if group is None else dist.new_group(backend="gloo")
         self.workers = Workers(device=ray.train.torch.get_device(), group=group)
+        self.nodes = self._gather_nodes()
         self.loaded: _LoadedDataset | None = None
         self.free_since: float | None = None  # the wait for the first task is the job's start-up
 
@@ -136,6 +137,7 @@ class _Lane:
                     "bce": evaluation.train_bce,
                     "pwiser": evaluation.train_pwiser,
                 },
+                nodes=self.nodes,
                 seconds=Seconds(
                     setup=setup_s,
                     training=evaluation.training_s,
@@ -180,6 +182,14 @@ class _Lane:
             with tempfile.TemporaryDirectory() as directory:
                 save_checkpoint(Path(directory), configuration, inputs, model)
                 upload(Path(directory), task.checkpoint)
+
+    def _gather_nodes(self) -> tuple[str, ...]:
+        own = ray.util.get_node_ip_address()
+        if self.control is None:
+            return (own,)
+        addresses: list[str | None] = [None] * self.workers.size
+        dist.all_gather_object(addresses, own, group=self.control)
+        return tuple(sorted({address for address in addresses if address is not None}))
 
     def _report(self, task: Task, report: Report) -> bool:
         return self._decide(lambda: bool(ray.get(self.queue.report.remote(task.id, report))))

@@ -21,7 +21,7 @@ from tuner.lane import LaneSettings, run_lane
 from tuner.network import NodeTorchConfig
 from tuner.trial_queue import TrialQueue
 
-__all__ = ["open_lanes", "spread_lanes", "start_queue"]
+__all__ = ["open_lanes", "queue_actor", "spread_lanes"]
 
 MAX_RUNS = 4
 """Train runs of one job's lanes of one worker: up to as many lanes, each has a run to itself."""
@@ -32,16 +32,13 @@ MAX_RESTARTS = 8
 CLOSE_TIMEOUT_S = 20.0
 """Seconds that the runs have to end; one whose workers were never placed would not end at all."""
 
-QUEUE_CALLS = 1000
-"""Calls that the queue's actor lets wait at once; a lane and its trial have three."""
-
-QUEUE_CALLS_PER_LANE = 10
+QUEUE_CALLS = 10_000
+"""Calls that the queue lets wait at once; a lane and its trial have three."""
 
 
-def start_queue(num_lanes: int) -> ray.actor.ActorHandle:
-    """Start the queue's actor, with room for what the lanes and their trials wait for."""
-    calls = max(QUEUE_CALLS, QUEUE_CALLS_PER_LANE * num_lanes)
-    return ray.remote(num_cpus=0, max_concurrency=calls)(TrialQueue).remote()
+def queue_actor() -> ray.actor.ActorClass:
+    """Make the actor class of the queue, for any number of lanes: Ray's own limit is 1,000 calls."""
+    return ray.remote(num_cpus=0, max_concurrency=QUEUE_CALLS)(TrialQueue)
 
 
 def spread_lanes(names: Sequence[str], *, workers_per_lane: int) -> list[tuple[str, ...]]:

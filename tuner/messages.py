@@ -80,6 +80,7 @@ class Report:
         epoch: epochs done, a fraction inside one.
         metrics: of the split that was evaluated; None where one class alone is there.
         train: mean `loss`, `bce` and `pwiser` of the steps since the evaluation before.
+        nodes: addresses of those that the lane's workers are on.
     """
 
     index: int
@@ -88,6 +89,7 @@ class Report:
     epoch: float
     metrics: dict[str, float | None]
     train: dict[str, float] = field(default_factory=dict)
+    nodes: tuple[str, ...] = ()
     seconds: Seconds = Seconds()
 
 

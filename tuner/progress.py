@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from tuner.clock import clock
 from tuner.messages import Report
 from tuner.search import StudySearch
 from tuner.study import Trial, TrialState, choose_winner
@@ -62,7 +63,7 @@ class Progress:
         line = (
             f"{trial.study.name} {name} {trial.state} {value} {_point(trial)} | "
             f"{_num_ended(search)}/{search.num_trials} done, best {_best(search)}, "
-            f"{_clock(self._seconds_left())} left"
+            f"{clock(self._seconds_left())} left"
         )
         if trial.failure is not None:
             line += f" | {trial.failure}"
@@ -74,7 +75,7 @@ class Progress:
     def _table(self) -> Table:
         elapsed = time.monotonic() - self._started
         table = Table(
-            title=f"{_clock(elapsed)} passed, {_clock(self._seconds_left())} left",
+            title=f"{clock(elapsed)} passed, {clock(self._seconds_left())} left",
             title_justify="left",
         )
         table.add_column("study")
@@ -126,11 +127,3 @@ def _point(trial: Trial) -> str:
         else f"{path.rpartition('.')[2]} {value}"
         for path, value in trial.params.items()
     )
-
-
-def _clock(seconds: float | None) -> str:
-    if seconds is None:
-        return "--:--"
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes:02}:{rest:02}"

@@ -1,24 +1,33 @@
 """What a job found, read from MLflow alone: per dataset the winner and its baseline."""
 
 import json
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from mlflow.entities import Experiment, Run
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from pydantic import BaseModel, ConfigDict
 
 from tuner.errors import JobNotFoundError
 
 __all__ = [
+    "JOB_FILE",
     "METRICS",
     "BaselineResult",
     "DatasetResult",
     "JobResult",
     "find_experiment",
     "find_winners",
+    "read_job_file",
     "read_results",
+    "search_all",
 ]
+
+JOB_FILE = "job.yaml"
+"""Artefact of every study's run."""
 
 METRICS = ("ctr_auc", "ctr_logloss", "ctcvr_auc", "ctcvr_logloss", "cvr_auc")
 Metrics = dict[str, float | None]
@@ -94,6 +103,20 @@ def find_winners(client: MlflowClient, job: str) -> dict[str, Run]:
     return {run.data.tags["pwiser.dataset"]: run for run in winners}
 
 
+def search_all(client: MlflowClient, experiment_id: str, kind: str) -> list[Run]:
+    """Read all runs of one kind, `study` or `trial`, page by page."""
+    runs: list[Run] = []
+    token = None
+    while True:
+        page = client.search_runs(
+            [experiment_id], filter_string=f"tags.`pwiser.kind` = '{kind}'", page_token=token
+        )
+        runs += page
+        token = page.token
+        if not token:
+            return runs
+
+
 def read_results(client: MlflowClient, job: str) -> JobResult:
     """Read the winners of a finished job.
 
@@ -109,6 +132,23 @@ def read_results(client: MlflowClient, job: str) -> JobResult:
         job=job,
         datasets={name: _dataset_result(client, run) for name, run in winners.items()},
     )
+
+
+def read_job_file(client: MlflowClient, job: str) -> str:
+    """Read the text of a job's file, as it was when the job was last started.
+
+    Raises:
+        JobNotFoundError: if the job is unknown, or its file is not there.
+    """
+    experiment = find_experiment(client, job)
+    for run in search_all(client, experiment.experiment_id, "study"):
+        with tempfile.TemporaryDirectory() as directory:
+            try:
+                path = client.download_artifacts(run.info.run_id, JOB_FILE, directory)
+            except (MlflowException, OSError):
+                continue
+            return Path(path).read_text(encoding="utf-8")
+    raise JobNotFoundError(f"job {job!r}: its job file is not in the tracking store; submit it")
 
 
 def _dataset_result(client: MlflowClient, run: Run) -> DatasetResult:

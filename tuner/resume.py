@@ -14,10 +14,10 @@ from datasets.filesystem import locate
 from tuner.errors import JobFileError, StorageError
 from tuner.job import Job
 from tuner.messages import Report, Seconds
-from tuner.results import METRICS
+from tuner.results import METRICS, search_all
 from tuner.storage import local_path
 from tuner.study import PastTrial, TrialState
-from tuner.tracking import STARTED_TAG
+from tuner.tracking import SECONDS_METRICS, STARTED_TAG
 
 __all__ = ["check_unchanged", "only_driver", "read_past_trials", "read_study_runs", "store_job"]
 
@@ -98,28 +98,15 @@ def read_past_trials(client: MlflowClient, experiment_id: str) -> dict[str, list
     A trial that was running or stopped when its process ended has the state `RUNNING`.
     """
     past: dict[str, list[PastTrial]] = defaultdict(list)
-    for run in _search_all(client, experiment_id, "trial"):
+    for run in search_all(client, experiment_id, "trial"):
         past[run.data.tags["pwiser.study"]].append(_past_trial(client, run))
     return past
 
 
 def read_study_runs(client: MlflowClient, experiment_id: str) -> dict[str, str]:
     """Read the run id of every study, by its name."""
-    runs = _search_all(client, experiment_id, "study")
+    runs = search_all(client, experiment_id, "study")
     return {run.data.tags["pwiser.study"]: run.info.run_id for run in runs}
-
-
-def _search_all(client: MlflowClient, experiment_id: str, kind: str) -> list[Run]:
-    runs: list[Run] = []
-    token = None
-    while True:
-        page = client.search_runs(
-            [experiment_id], filter_string=f"tags.`pwiser.kind` = '{kind}'", page_token=token
-        )
-        runs += page
-        token = page.token
-        if not token:
-            return runs
 
 
 def _past_trial(client: MlflowClient, run: Run) -> PastTrial:
@@ -163,15 +150,12 @@ def _by_step(history: list[Metric], started: int) -> dict[int, float]:
 
 
 def _seconds(metrics: Mapping[str, float]) -> Seconds:
-    parts = {
-        name: metrics.get(f"time/{name}_s", 0.0)
-        for name in ("setup", "training", "evaluation", "overhead")
-    }
+    setup, training, evaluation, overhead = (metrics.get(name, 0.0) for name in SECONDS_METRICS)
     return Seconds(
-        setup=parts["setup"],
-        training=parts["training"],
-        evaluation=parts["evaluation"],
-        lane=sum(parts.values()),
+        setup=setup,
+        training=training,
+        evaluation=evaluation,
+        lane=setup + training + evaluation + overhead,
     )
 
 

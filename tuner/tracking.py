@@ -21,14 +21,23 @@ from mlflow.tracking import MlflowClient
 
 from datasets import Dataset
 from tuner.checkpoints import kept_trials
-from tuner.errors import TrackingError
+from tuner.errors import TrackingError, TrackingRefusedError
 from tuner.job import Job
 from tuner.messages import Report, Seconds
+from tuner.results import JOB_FILE
 from tuner.search import StudySearch
 from tuner.storage import join
 from tuner.study import Study, Trial, TrialState
 
-__all__ = ["STARTED_TAG", "STATUSES", "Tracker", "connect"]
+__all__ = [
+    "LANES_TAG",
+    "SECONDS_METRICS",
+    "STARTED_TAG",
+    "STATUSES",
+    "TRIALS_TAG",
+    "Tracker",
+    "connect",
+]
 
 STATUSES = {
     TrialState.COMPLETE: "FINISHED",
@@ -41,9 +50,13 @@ MLFLOW_RETRIES = "2"  # MLflow's own 7 keep a user waiting for minutes; a tracke
 RETRY_FIRST_S = 0.5
 RETRY_LONGEST_S = 30.0
 BUSY_STATUSES = {408, 429}  # below 500, and yet worth another try
+REFUSALS = {401, 403}
 MAX_TAG_LENGTH = 5000
 SUMMARY_STEP = 0  # one step, so that of a trial that was run again the last summary is shown
 STARTED_TAG = "pwiser.started"
+TRIALS_TAG = "pwiser.trials"
+LANES_TAG = "pwiser.lanes"
+SECONDS_METRICS = ("time/setup_s", "time/training_s", "time/evaluation_s", "time/overhead_s")
 DIGEST_LENGTH = 36  # MLflow keeps no longer digest of an input; the tag has all of it
 
 logger = logging.getLogger(__name__)
@@ -58,6 +71,7 @@ def connect(uri: str) -> MlflowClient:
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.ERROR)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", MLFLOW_RETRIES)
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     if "://" not in uri:
         raise TrackingError(
             f"tracking.uri {uri}: is no URI; write sqlite:///PATH for a file, or http://HOST:PORT"
@@ -67,10 +81,19 @@ def connect(uri: str) -> MlflowClient:
         client.search_experiments(max_results=1)
     except Exception as error:
         reason = str(error).strip().splitlines()[0].partition(". ")[0]
+        if isinstance(error, MlflowException) and _http_status(error) in REFUSALS:
+            raise TrackingRefusedError(
+                f"tracking.uri {uri}: refuses us ({reason}); set MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD"
+            ) from error
         raise TrackingError(
             f"tracking.uri {uri}: cannot be used ({reason}); check the address and the credentials"
         ) from error
     return client
+
+
+def _http_status(error: MlflowException) -> int:
+    return int(error.get_http_status_code())  # type: ignore[no-untyped-call]
 
 
 class Tracker:
@@ -105,14 +128,22 @@ class Tracker:
         """Remember the winner of an earlier process; it stays one until there is a new one."""
         self._winners[dataset] = run_id
 
-    def start_study(self, study: Study, dataset: Dataset, job_file: str) -> None:
-        """Open a study's parent run."""
+    def start_study(
+        self, search: StudySearch, dataset: Dataset, job_file: str, num_lanes: int
+    ) -> None:
+        """Open a study's parent run; it says how many trials and lanes there will be."""
+        study = search.study
         self._datasets[study.name] = dataset
+        tags = {
+            **self._tags(study),
+            "pwiser.kind": "study",
+            TRIALS_TAG: str(search.num_trials),
+            LANES_TAG: str(num_lanes),
+        }
 
         def call() -> None:
-            tags = {**self._tags(study), "pwiser.kind": "study"}
             self._start(study.name, study.name, tags, dataset)
-            self._client.log_text(self._runs[study.name], job_file, "job.yaml")
+            self._client.log_text(self._runs[study.name], job_file, JOB_FILE)
 
         self._calls.put(call)
 
@@ -156,6 +187,8 @@ class Tracker:
             metrics.update(_seconds(trial.last.seconds))
             self._log(trial.id, metrics, SUMMARY_STEP)
         tags = {"pwiser.state": str(trial.state)}
+        if trial.last is not None:
+            tags["pwiser.nodes"] = ", ".join(trial.last.nodes)
         if trial.failure is not None:
             tags["pwiser.failure"] = trial.failure[:MAX_TAG_LENGTH]
         self._end(trial.id, STATUSES[trial.state], tags)
@@ -276,7 +309,7 @@ class Tracker:
             try:
                 call()
             except MlflowException as error:
-                status = int(error.get_http_status_code())  # type: ignore[no-untyped-call]
+                status = _http_status(error)
                 if status < 500 and status not in BUSY_STATUSES:
                     self.failure = (
                         self.failure or f"tracking: the store refused a record ({error.message})"
@@ -315,9 +348,5 @@ def _params(trial: Trial) -> dict[str, Any]:
 
 
 def _seconds(seconds: Seconds) -> dict[str, float | None]:
-    return {
-        "time/setup_s": seconds.setup,
-        "time/training_s": seconds.training,
-        "time/evaluation_s": seconds.evaluation,
-        "time/overhead_s": seconds.overhead,
-    }
+    parts = (seconds.setup, seconds.training, seconds.evaluation, seconds.overhead)
+    return dict(zip(SECONDS_METRICS, parts, strict=True))

@@ -2,11 +2,15 @@
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tuner.errors import JobNotFoundError, TrackingError
 from tuner.storage import absolute_uri, local_path
 
-__all__ = ["DEFAULT_STORAGE", "default_uri", "existing_uri"]
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+__all__ = ["DEFAULT_STORAGE", "default_uri", "existing_uri", "open_existing"]
 
 DEFAULT_STORAGE = "pwiser"
 DATABASE_FILE = "mlflow.db"
@@ -44,3 +48,15 @@ def existing_uri(uri: str | None) -> str:
             "by --tracking or MLFLOW_TRACKING_URI"
         )
     return found
+
+
+def open_existing(uri: str | None) -> "MlflowClient":
+    """Open the store that `existing_uri` names.
+
+    Raises:
+        JobNotFoundError: if it is a SQLite file that is not there.
+        TrackingError: if it cannot be reached or used.
+    """
+    from tuner.tracking import connect
+
+    return connect(existing_uri(uri))

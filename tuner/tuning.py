@@ -1,5 +1,6 @@
 """`pwiser tune`: one job, from its file to its winners."""
 
+from contextlib import ExitStack
 from datetime import UTC, datetime
 
 import ray
@@ -8,11 +9,22 @@ from mlflow.tracking import MlflowClient
 from rich.console import Console
 
 from datasets import Dataset, open_dataset
-from tuner.cluster import connected, plan_lanes
+from tuner.cluster import (
+    Lanes,
+    alive_nodes,
+    cluster_address,
+    connected,
+    free_resources,
+    named_once,
+    plan_lanes,
+    resource_limits,
+)
 from tuner.errors import JobFileError
 from tuner.job import Job
 from tuner.job_run import JobRun
+from tuner.lanes import queue_actor
 from tuner.objective import Objective, computable_objectives
+from tuner.preflight import check_nodes, job_check
 from tuner.results import JobResult, find_winners, read_results
 from tuner.resume import check_unchanged, only_driver, read_past_trials, store_job
 from tuner.search import StudySearch
@@ -91,7 +103,13 @@ def run_job(
     datasets = check_datasets(job)
     digests = {name: dataset.digest for name, dataset in datasets.items()}
     storage = absolute_uri(job.storage)
-    with only_driver(job, join(storage, job.name)):
+    with (
+        only_driver(job, join(storage, job.name)),
+        StopRequests() as requests,
+        ExitStack() as session,
+    ):
+        # on a cluster the job's name is taken before anything of it is read
+        queue = _start_ray(job, session, verbose=verbose) if cluster_address() else None
         client = connect(job.tracking.uri or default_uri(storage))
         experiment = None if fresh else client.get_experiment_by_name(job.name)
         past = {} if experiment is None else read_past_trials(client, experiment.experiment_id)
@@ -100,19 +118,34 @@ def run_job(
         searches = _open_searches(job, datasets, past)
         if not _is_finished(client, job, searches):
             console.print(_opening_line(job, searches), highlight=False)
-            with StopRequests() as requests, connected(verbose=verbose):
-                lanes = plan_lanes(job.resources, ray.cluster_resources())
-                if experiment is None:
-                    experiment = _create_experiment(client, job, storage)
-                root = join(storage, job.name, experiment.experiment_id)
-                store_job(job, digests, root)
-                run = JobRun(job, job_file, datasets, client, experiment.experiment_id, root)
-                run.search_and_test(searches, lanes, requests, console, stopwatch)
+            queue = queue or _start_ray(job, session, verbose=verbose)
+            lanes = _check_cluster(job, datasets, str(client.tracking_uri))
+            if experiment is None:
+                experiment = _create_experiment(client, job, storage)
+            root = join(storage, job.name, experiment.experiment_id)
+            store_job(job, digests, root)
+            run = JobRun(job, job_file, datasets, client, experiment.experiment_id, root)
+            run.search_and_test(searches, lanes, queue, requests, console, stopwatch)
         results = read_results(client, job.name)
     console.print(*results_tables(results))
     console.print(time_table(searches))
     console.print(stopwatch.summary(), highlight=False)
     return results
+
+
+def _start_ray(job: Job, session: ExitStack, *, verbose: bool) -> ray.actor.ActorHandle:
+    """Connect to Ray, or start it, and start the job's queue under its name."""
+    session.enter_context(connected(verbose=verbose))
+    return session.enter_context(named_once(job.name, queue_actor()))
+
+
+def _check_cluster(job: Job, datasets: dict[str, Dataset], tracking_uri: str) -> Lanes:
+    """Fit the lanes; on a cluster of somebody else's, look whether its nodes can do their part."""
+    nodes = alive_nodes()
+    lanes = plan_lanes(job.resources, nodes, free=free_resources(), limits=resource_limits())
+    if cluster_address():
+        check_nodes(job_check(job, datasets, tracking_uri), nodes)
+    return lanes
 
 
 def _open_searches(
@@ -158,4 +191,4 @@ def _opening_line(job: Job, searches: list[StudySearch]) -> str:
     line = f"job {job.name}: {len(searches)} studies, {num_trials} trials"
     if num_ended:
         line += f", {num_ended} of which have ended already"
-    return f"{line}; starting Ray"
+    return f"{line}; {'checking the cluster' if cluster_address() else 'starting Ray'}"

@@ -80,8 +80,9 @@ def store(tmp_path_factory: pytest.TempPathFactory, tiny_dataset: Dataset) -> st
     )
     tracker = Tracker(client, experiment, job, "/storage/demo")
     study = Study(dataset="tiny", dataset_uri=tiny_dataset.uri, model="mmoe")
-    tracker.start_study(study, tiny_dataset, "")
-    search = JobSearch([StudySearch(study, job)], [tracker])
+    study_search = StudySearch(study, job)
+    tracker.start_study(study_search, tiny_dataset, "", num_lanes=1)
+    search = JobSearch([study_search], [tracker])
     trial = search.next_trial()
     assert trial is not None
     metrics = {"ctr_auc": 0.7, "ctcvr_auc": 0.8}

@@ -12,7 +12,7 @@ from datasets import Dataset
 from trainables.configuration import TrainingSettings, TrialConfiguration
 from tuner import lanes as lanes_module
 from tuner.cluster import Lanes
-from tuner.lanes import open_lanes, spread_lanes, start_queue
+from tuner.lanes import open_lanes, queue_actor, spread_lanes
 from tuner.messages import Ended, Report, TrialTask
 
 MODELS = """
@@ -124,7 +124,7 @@ def test_a_dead_worker_takes_its_own_lane_down_and_no_other_lane_of_its_run(
 ) -> None:
     monkeypatch.setattr(lanes_module, "MAX_RUNS", 1)
     lanes = Lanes(num_lanes=2, workers_per_lane=1, cpus_per_worker=1, gpus_per_worker=0)
-    queue, lost = start_queue(lanes.num_lanes), []
+    queue, lost = queue_actor().remote(), []
     tasks = [
         # dies once, as soon as the bystander trains; which goes on until the other has begun anew
         task(
@@ -164,7 +164,7 @@ def test_lanes_that_were_never_placed_do_not_hold_up_the_end(
 ) -> None:
     monkeypatch.setattr(lanes_module, "CLOSE_TIMEOUT_S", 5.0)
     lanes = Lanes(num_lanes=2, workers_per_lane=1, cpus_per_worker=2, gpus_per_worker=0)
-    queue, lost = start_queue(lanes.num_lanes), []
+    queue, lost = queue_actor().remote(), []
     with open_lanes(
         lanes, queue, job="unplaced", storage_path=str(directory / "train"), on_all_lost=lost.append
     ):

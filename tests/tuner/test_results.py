@@ -47,8 +47,9 @@ def search_job(
     )
     tracker = Tracker(client, experiment_id, job, "/s")
     study = Study(dataset=dataset.name, dataset_uri=dataset.uri, model=model)
-    tracker.start_study(study, dataset, "name: job\n")
-    search = JobSearch([StudySearch(study, job)], [tracker])
+    study_search = StudySearch(study, job)
+    tracker.start_study(study_search, dataset, "name: job\n", num_lanes=1)
+    search = JobSearch([study_search], [tracker])
     for shift in (0.0, 0.05, 0.125):
         trial = search.next_trial()
         assert trial is not None

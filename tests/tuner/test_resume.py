@@ -64,7 +64,7 @@ class Store:
         tracker = Tracker(self.client, self.experiment_id, self.job, "/storage")
         tracker.restore(read_study_runs(self.client, self.experiment_id))
         tracker.restore(search.past_runs)
-        tracker.start_study(self.study, self.dataset, "name: job")
+        tracker.start_study(search, self.dataset, "name: job", num_lanes=1)
         job_search = JobSearch([search], [tracker])
         trials = []
         for index in range(num_trials + leave_open):

@@ -39,8 +39,9 @@ class LoggedJob:
         )
         self.tracker = Tracker(client, self.experiment_id, self.job, STORAGE)
         study = Study(dataset=dataset.name, dataset_uri=dataset.uri, model="mmoe")
-        self.tracker.start_study(study, dataset, JOB_FILE)
-        self.search = JobSearch([StudySearch(study, self.job)], [self.tracker])
+        study_search = StudySearch(study, self.job)
+        self.tracker.start_study(study_search, dataset, JOB_FILE, num_lanes=2)
+        self.search = JobSearch([study_search], [self.tracker])
 
     def next_trial(self) -> Trial:
         trial = self.search.next_trial()
@@ -274,7 +275,7 @@ def test_a_record_that_the_store_refuses_is_told_at_the_end(
 ) -> None:
     job = LoggedJob(client, tmp_path, tiny_dataset)
     refused = Tracker(client, "987654", job.job, STORAGE)
-    refused.start_study(job.search.searches[0].study, tiny_dataset, JOB_FILE)
+    refused.start_study(job.search.searches[0], tiny_dataset, JOB_FILE, num_lanes=1)
     with pytest.raises(TrackingError, match=r"^tracking: the store refused a record \(.*987654"):
         refused.close()
     job.tracker.close()

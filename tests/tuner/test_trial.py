@@ -14,7 +14,7 @@ from ray import tune
 from tuner.cluster import connected
 from tuner.job import Job
 from tuner.job_search import JobSearch
-from tuner.lanes import start_queue
+from tuner.lanes import queue_actor
 from tuner.messages import Report, TrialTask
 from tuner.search import StudySearch
 from tuner.study import Study, Trial, TrialState
@@ -73,7 +73,7 @@ def test_a_trial_whose_tune_actor_dies_fails_and_the_others_go_on(
     )
     study = Study(dataset="us", dataset_uri="/data/us", model="dnn")
     search = JobSearch([StudySearch(study, job)], [])
-    queue, verdicts = start_queue(1), list[bool]()
+    queue, verdicts = queue_actor().remote(), list[bool]()
     searcher = JobSearcher(search, make_task, lambda trial: queue.cancel.remote(trial.id))
     lane = threading.Thread(target=serve, args=(queue, verdicts), daemon=True)
     lane.start()

@@ -10,6 +10,8 @@ import typer
 from datasets.errors import PwiserError
 from tuner import __version__
 from tuner.cli.data import data_app
+from tuner.cli.options import JobName, Tracking
+from tuner.cli.service import service_app
 from tuner.errors import JobFailedError, JobFileError
 
 __all__ = ["app", "run"]
@@ -23,20 +25,11 @@ app = typer.Typer(
     epilog="Example: pwiser tune examples/demo.yaml",
 )
 app.add_typer(data_app, name="data")
+app.add_typer(service_app)
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
-
-JobName = Annotated[str, typer.Argument(metavar="JOB_NAME", help="The name in the job file.")]
-Tracking = Annotated[
-    str | None,
-    typer.Option(
-        "--tracking",
-        metavar="URI",
-        help="MLflow tracking store; MLFLOW_TRACKING_URI, or pwiser/mlflow.db here, if left out.",
-    ),
-]
 
 
 def run() -> int:
@@ -121,10 +114,9 @@ def best(
 
     from tuner.results import read_results
     from tuner.tables import results_tables
-    from tuner.tracking import connect
-    from tuner.tracking_store import existing_uri
+    from tuner.tracking_store import open_existing
 
-    results = read_results(connect(existing_uri(tracking)), job)
+    results = read_results(open_existing(tracking), job)
     if as_json:
         typer.echo(results.model_dump_json(indent=2))
         return
@@ -145,10 +137,9 @@ def export(
     """Export a winner: weights, configuration, schema and vocabularies, for trainables.load."""
     from tuner.export import export_winner
     from tuner.results import read_results
-    from tuner.tracking import connect
-    from tuner.tracking_store import existing_uri
+    from tuner.tracking_store import open_existing
 
-    export_winner(read_results(connect(existing_uri(tracking)), job), dataset, out)
+    export_winner(read_results(open_existing(tracking), job), dataset, out)
     typer.echo(f"{out}: the winner of {job} on {dataset}; load it by trainables.load({str(out)!r})")
 
 

@@ -1,0 +1,279 @@
+"""The service on a cluster of real hosts, from submission to export."""
+
+import json
+import re
+import subprocess
+import time
+from datetime import datetime
+from typing import Any
+
+import pytest
+from conftest import CPUS_PER_NODE, Cluster
+from services import wait_until
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+
+METRICS = ("best/ctr_auc", "best/ctcvr_auc", "best/ctr_logloss", "best/ctcvr_logloss")
+STOP_WITHIN_S = 10.0
+FREE_WITHIN_S = 30.0
+REFUSED_WITHIN_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def dataset(cluster: Cluster) -> str:
+    """A dataset in S3; its twin lies on the client's disk."""
+    rows = ("--impressions", "6000", "--seed", "0")
+    uri = f"{cluster.services.storage}/data/tiny"
+    cluster.done("data", "synth", "--out", uri, *rows)
+    cluster.done("data", "synth", "--out", "tiny", *rows)
+    return uri
+
+
+@pytest.fixture(scope="module")
+def story(cluster: Cluster, dataset: str) -> str:
+    """The job of the whole story, submitted and followed to its end; what its driver printed."""
+    job_id = cluster.done("submit", cluster.write_job("story")).strip()
+    assert re.fullmatch(r"story-\d{8}T\d{6}-[0-9a-f]{4}", job_id)
+    return cluster.done("logs", job_id, "-f")
+
+
+def runs(cluster: Cluster, job: str, tracking: str | None = None) -> list[dict[str, Any]]:
+    """A job's trials as MLflow has them, in order."""
+    script = (
+        "import json, sys; from mlflow import MlflowClient; "
+        "client = MlflowClient(sys.argv[1]); "
+        "experiment = client.get_experiment_by_name(sys.argv[2]); "
+        "found = client.search_runs([experiment.experiment_id], "
+        "\"tags.`pwiser.kind` = 'trial'\"); "
+        "print(json.dumps([{'status': r.info.status, **r.data.to_dictionary()} for r in found]))"
+    )
+    uri = tracking or cluster.services.tracking
+    asked = cluster.hosts["c"].run("python", "-c", script, uri, job, cwd=cluster.laptop)
+    assert asked.returncode == 0, asked.stderr
+    found: list[dict[str, Any]] = json.loads(asked.stdout.splitlines()[-1])
+    return sorted(found, key=lambda run: int(run["tags"]["pwiser.trial"]))
+
+
+def same_results(ours: list[dict[str, Any]], others: list[dict[str, Any]]) -> None:
+    """Check that two lists of trials are the same trials with the same metrics, within 1e-4."""
+    assert [run["tags"]["pwiser.params"] for run in ours] == [
+        run["tags"]["pwiser.params"] for run in others
+    ]
+    for run, other in zip(ours, others, strict=True):
+        for name in METRICS:
+            assert run["metrics"][name] == pytest.approx(other["metrics"][name], abs=1e-4)
+
+
+def test_a_submitted_job_runs_to_its_winner(cluster: Cluster, story: str) -> None:
+    assert "tiny/mmoe baseline complete" in story
+    found = cluster.status("story")
+    assert found["job"]["state"] == "succeeded"
+    (study,) = found["progress"]["studies"]
+    assert (study["done"], study["trials"], study["running"], study["failed"]) == (6, 6, 0, 0)
+    best = json.loads(cluster.done("best", "story", "--json"))
+    assert best["datasets"]["tiny"]["metrics"]["valid"]["ctr_auc"] is not None
+    assert "story" in cluster.done("jobs")
+
+
+def test_lanes_are_placed_on_both_workers(cluster: Cluster, story: str) -> None:
+    nodes = {run["tags"]["pwiser.nodes"] for run in runs(cluster, "story")}
+    assert nodes == {cluster.hosts["a"].address, cluster.hosts["b"].address}
+
+
+def test_the_export_predicts_on_the_client(cluster: Cluster, story: str) -> None:
+    cluster.done("export", "story", "--dataset", "tiny", "--out", "exported")
+    script = (
+        "import trainables, json; "
+        "print(json.dumps(trainables.load('exported').configuration.model_dump(mode='json')))"
+    )
+    loaded = cluster.hosts["c"].run("python", "-c", script, cwd=cluster.laptop)
+    best = json.loads(cluster.done("best", "story", "--json"))
+    assert json.loads(loaded.stdout)["loss"] == best["datasets"]["tiny"]["config"]["loss"]
+
+
+def test_one_machine_gives_the_same_trials_and_metrics(cluster: Cluster, story: str) -> None:
+    job = cluster.write_job(
+        "alone",
+        datasets=["tiny"],
+        storage="storage",
+        tracking={},
+        resources={"lanes": 1, "cpus_per_worker": 1},
+    )
+    ended = cluster.pwiser(
+        *("tune", job),
+        environment={"HOME": str(cluster.laptop)},  # where Ray leaves the token of its own cluster
+        without=(
+            *("MLFLOW_TRACKING_URI", "RAY_AUTH_TOKEN", "RAY_AUTH_MODE"),
+            *cluster.services.environment,
+        ),
+    )
+    assert ended.returncode == 0, ended.stderr
+    alone = runs(cluster, "alone", f"sqlite:///{cluster.laptop}/storage/mlflow.db")
+    same_results(runs(cluster, "story"), alone)
+
+
+def test_a_lane_of_two_workers_spans_both_nodes(cluster: Cluster, story: str) -> None:
+    resources = {"lanes": 1, "workers_per_lane": 2, "cpus_per_worker": CPUS_PER_NODE}
+    search = {"sampler": "random", "pruner": "none", "trials": 3}
+    job = cluster.write_job("pair", resources=resources, search=search)
+    cluster.done("submit", job, "--wait")
+    pair = runs(cluster, "pair")
+    both = f"{cluster.hosts['a'].address}, {cluster.hosts['b'].address}"
+    assert {run["tags"]["pwiser.nodes"] for run in pair} == {both}
+    same_results(pair, runs(cluster, "story")[:3])
+
+
+@pytest.mark.parametrize(
+    ("token", "reason"),
+    [
+        (None, "Authentication required: Unauthorized: Missing authentication token"),
+        ("x" * 40, "Authentication failed: Forbidden: Invalid authentication token"),
+    ],
+)
+def test_ray_refuses_whoever_has_no_token(
+    cluster: Cluster, dataset: str, token: str | None, reason: str
+) -> None:
+    job = cluster.write_job("intruder")
+    for command in (("submit", job), ("jobs",), ("stop", "story"), ("logs", "story")):
+        ended = cluster.pwiser(
+            *command,
+            environment={} if token is None else {"RAY_AUTH_TOKEN": token},
+            without=() if token else ("RAY_AUTH_TOKEN", "RAY_AUTH_MODE"),
+        )
+        assert (ended.returncode, ended.stdout) == (2, "")
+        assert ended.stderr == (
+            f"pwiser: --address {cluster.dashboard}: the cluster refuses the token ({reason}); set "
+            "RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to the file that holds it\n"
+        )
+
+
+@pytest.mark.parametrize("command", ["best", "submit"])
+def test_mlflow_refuses_whoever_has_no_password(cluster: Cluster, story: str, command: str) -> None:
+    argument = "story" if command == "best" else cluster.write_job("intruder")
+    ended = cluster.pwiser(command, argument, without=("MLFLOW_TRACKING_PASSWORD",))
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert re.fullmatch(
+        rf"pwiser: tracking\.uri {cluster.services.tracking}: refuses us \([^\n]+\); set "
+        r"MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD\n",
+        ended.stderr,
+    )
+
+
+def test_stop_is_quick_frees_the_cluster_and_resume_finishes(
+    cluster: Cluster, dataset: str
+) -> None:
+    search = {"sampler": "random", "pruner": "none", "trials": 10}
+    training = {"epochs": 40, "batch_size": 64, "evaluate_every": 1.0, "precision": "float32"}
+    job = cluster.write_job("halted", search=search, training=training)
+    job_id = cluster.done("submit", job).strip()
+    wait_until(lambda: (cluster.status(job_id)["progress"] or {"studies": [{"done": 0}]})[
+        "studies"][0]["done"] >= 2, "two trials", 240)  # fmt: skip
+    secrets_are_nowhere(cluster)
+    second = cluster.pwiser("submit", job)
+    assert second.returncode == 2
+    assert f"job 'halted' is running already, as {job_id}" in second.stderr
+    asked = time.time()
+    assert cluster.done("stop", "halted") == (
+        f"{job_id}: stopped; pwiser resume halted goes on with it\n"
+    )
+    stopped = datetime.fromisoformat(cluster.status(job_id)["job"]["ended"]).timestamp()
+    assert stopped - asked < STOP_WITHIN_S
+    wait_until(lambda: _is_idle(cluster), "a free cluster", FREE_WITHIN_S)
+    before = runs(cluster, "halted")
+    assert {run["status"] for run in before} == {"FINISHED", "KILLED"}
+    finished = {
+        run["tags"]["pwiser.trial"]: run["metrics"] for run in before if run["status"] == "FINISHED"
+    }
+    training_of = [run["tags"]["pwiser.params"] for run in before]
+    cluster.done("resume", "halted", "--wait", timeout=600)
+    after = runs(cluster, "halted")
+    assert [run["tags"]["pwiser.trial"] for run in after] == [str(number) for number in range(10)]
+    assert {run["status"] for run in after} == {"FINISHED"}
+    assert [run["tags"]["pwiser.params"] for run in after][: len(before)] == training_of
+    for run in finished:
+        again = after[int(run["tags"]["pwiser.trial"])]["metrics"]
+        assert {name: value for name, value in again.items() if "test/" not in name} == run[
+            "metrics"
+        ]
+
+
+def test_two_jobs_share_the_cluster(cluster: Cluster, dataset: str) -> None:
+    resources = {"lanes": 1, "cpus_per_worker": CPUS_PER_NODE}
+    training = {"epochs": 8, "batch_size": 64, "precision": "float32"}
+    ids = [
+        cluster.done(
+            "submit", cluster.write_job(name, resources=resources, training=training)
+        ).strip()
+        for name in ("left", "right")
+    ]
+    groups: set[int] = set()
+
+    def both_run() -> bool:
+        groups.add(len(cluster.resources()["groups"]))
+        return 2 in groups
+
+    wait_until(both_run, "both jobs' lanes", 240)
+    assert max(groups) == 2
+    for job_id in ids:
+        cluster.done("logs", job_id, "-f")
+        assert cluster.status(job_id)["job"]["state"] == "succeeded"
+    left, right = runs(cluster, "left"), runs(cluster, "right")
+    for trials in (left, right):
+        assert [run["status"] for run in trials] == ["FINISHED"] * 6
+        assert len({run["tags"]["pwiser.nodes"] for run in trials}) == 1
+    same_results(left, right)
+
+
+def test_a_node_without_storage_is_named_within_a_minute(cluster: Cluster, dataset: str) -> None:
+    host = cluster.hosts["d"]
+    host.lose_route_to(cluster.services.s3_address)
+    cluster.start_worker("d")
+    wait_until(lambda: host.address in cluster.resources()["nodes"], "the fourth node")
+    ended = cluster.pwiser("submit", cluster.write_job("astray"), "--wait")
+    assert ended.returncode == 2
+    found = cluster.status("astray")["job"]
+    took = datetime.fromisoformat(found["ended"]) - datetime.fromisoformat(found["submitted"])
+    assert took.total_seconds() < REFUSED_WITHIN_S
+    last_line = cluster.done("logs", "astray").splitlines()[-1]
+    assert re.match(
+        rf"pwiser: cluster: node {host.address}: storage {cluster.services.storage}/jobs ",
+        last_line,
+    )
+    assert cluster.hosts["a"].address not in last_line
+    host.end_processes()
+    wait_until(lambda: host.address not in cluster.resources()["nodes"], "its end", 120)
+
+
+def test_a_secret_is_found_nowhere(cluster: Cluster, story: str) -> None:
+    secrets_are_nowhere(cluster)
+
+
+def _is_idle(cluster: Cluster) -> bool:
+    found = cluster.resources()
+    return found["free"]["CPU"] == found["total"]["CPU"] and not found["groups"]
+
+
+def secrets_are_nowhere(cluster: Cluster) -> None:
+    """Look for secrets where people look: logs, job descriptions, records, the process list."""
+    aws = cluster.services.environment["AWS_SECRET_ACCESS_KEY"]
+    secrets = [secret.encode() for secret in (cluster.token, cluster.password, aws)]
+    places = {
+        "processes": subprocess.run(["ps", "-eo", "args"], capture_output=True, check=True).stdout
+    }
+    logs = [path for path in cluster.directory.glob("*.log") if path.is_file()]
+    for host in cluster.hosts.values():
+        logs += [path for path in host.own_directory.glob("session_*/logs/**/*") if path.is_file()]
+    assert len(logs) > 20
+    places |= {str(path): path.read_bytes() for path in logs}
+    listing = (
+        "from ray.job_submission import JobSubmissionClient as C; import sys; "
+        "print([vars(job) for job in C(sys.argv[1]).list_jobs()])"
+    )
+    described = cluster.hosts["c"].run("python", "-c", listing, cluster.dashboard)
+    assert "halted" in described.stdout or "story" in described.stdout, described.stderr
+    places["job descriptions"] = described.stdout.encode()
+    for job in {found["job"]["name"] for found in json.loads(cluster.done("jobs", "--json"))}:
+        if job != "astray":
+            places[f"records of {job}"] = json.dumps(runs(cluster, job)).encode()
+    found = [place for place, content in places.items() if any(s in content for s in secrets)]
+    assert found == []

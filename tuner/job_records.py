@@ -1,0 +1,76 @@
+"""How far a job is, read from MLflow alone."""
+
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+
+from tuner.job_progress import JobProgress, StudyProgress
+from tuner.results import find_experiment, search_all
+from tuner.study import TrialState
+from tuner.tracking import LANES_TAG, SECONDS_METRICS, TRIALS_TAG
+
+__all__ = ["read_progress"]
+
+
+def read_progress(client: MlflowClient, job: str) -> JobProgress:
+    """Read how far a job is.
+
+    Raises:
+        JobNotFoundError: if the tracking store holds no such job.
+    """
+    experiment_id = find_experiment(client, job).experiment_id
+    trials: dict[str, list[Run]] = {}
+    for run in search_all(client, experiment_id, "trial"):
+        trials.setdefault(run.data.tags["pwiser.study"], []).append(run)
+    parents = sorted(
+        search_all(client, experiment_id, "study"), key=lambda run: run.info.start_time
+    )
+    return JobProgress(
+        job=job,
+        studies=tuple(
+            _study_progress(parent, trials.get(parent.data.tags["pwiser.study"], []))
+            for parent in parents
+        ),
+    )
+
+
+def _study_progress(parent: Run, trials: list[Run]) -> StudyProgress:
+    tags = parent.data.tags
+    states = [TrialState(run.data.tags.get("pwiser.state", "running")) for run in trials]
+    num_done = sum(state.ended and state is not TrialState.STOPPED for state in states)
+    num_trials = int(tags.get(TRIALS_TAG, len(trials)))
+    best, best_trial = max(
+        ((score, -int(run.data.tags["pwiser.trial"])) for run, score in _scores(trials)),
+        default=(None, None),
+    )
+    return StudyProgress(
+        dataset=tags["pwiser.dataset"],
+        model=tags["pwiser.model"],
+        trials=num_trials,
+        done=num_done,
+        running=states.count(TrialState.RUNNING),
+        pruned=states.count(TrialState.PRUNED),
+        failed=states.count(TrialState.FAILED),
+        best=best,
+        best_trial=None if best_trial is None else -best_trial,
+        time_left_s=_time_left_s(trials, num_done, num_trials, int(tags.get(LANES_TAG, 1))),
+    )
+
+
+def _scores(trials: list[Run]) -> list[tuple[Run, float]]:
+    """Each usable trial with its best score; of a running one that of its last evaluation."""
+    scores = [
+        (run, run.data.metrics.get("best/objective", run.data.metrics.get("valid/objective")))
+        for run in trials
+        if run.data.tags.get("pwiser.state") != TrialState.FAILED
+    ]
+    return [(run, score) for run, score in scores if score is not None]
+
+
+def _time_left_s(trials: list[Run], num_done: int, num_trials: int, num_lanes: int) -> float | None:
+    num_left = num_trials - num_done
+    if num_left <= 0:
+        return 0.0
+    if num_done == 0:
+        return None
+    lane_s = sum(run.data.metrics.get(name, 0.0) for run in trials for name in SECONDS_METRICS)
+    return lane_s / num_done * num_left / min(num_lanes, num_left)

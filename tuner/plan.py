@@ -1,0 +1,227 @@
+"""`pwiser plan`: what a job would run, take and cost, before anything is paid for."""
+
+import math
+import os
+from collections.abc import Sequence
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from datasets import Dataset
+from tuner.cluster import Lanes, Node
+from tuner.errors import ClusterError
+from tuner.job import Job
+from tuner.probe import Probe, TableShape
+from tuner.search import StudySearch
+from tuner.study import Study
+
+__all__ = ["LanePlan", "Plan", "StudyPlan", "make_plan", "table_shape", "this_machine"]
+
+START_UP_S = 30.0  # of Ray and the lanes; docs/measurements.md
+TRIAL_OVERHEAD_S = 0.5  # of a lane between two trials
+SECONDS_PER_HOUR = 3600.0
+MIB = 1024**2
+
+
+class LanePlan(BaseModel):
+    """The lanes, and what each worker of one needs.
+
+    Attributes:
+        memory_bytes: of one worker's process, without the dataset.
+        data_bytes: of the largest dataset's train and valid splits; one copy per node.
+        device_bytes: of the GPU, dataset included; 0 without one.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    lanes: int
+    workers_per_lane: int
+    cpus_per_worker: int
+    gpus_per_worker: float
+    memory_bytes: int
+    data_bytes: int
+    device_bytes: int
+
+
+class StudyPlan(BaseModel):
+    """One study.
+
+    Attributes:
+        parameters: weights of its model.
+        steps: of one trial that is not pruned.
+        trial_s: seconds of one trial that is not pruned, on one lane.
+        impressions_per_s: of one lane in training.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    dataset: str
+    model: str
+    trials: int
+    parameters: int
+    steps: int
+    trial_s: float
+    impressions_per_s: float
+
+
+class Plan(BaseModel):
+    """What a job would run, take and cost.
+
+    Attributes:
+        lanes: None where they do not fit.
+        hours: of the whole job, at most: as if no trial were pruned.
+        measured_on: where the probe ran.
+        obstacles: every reason why the job would not run as it is.
+        notes: what else its user should know.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    job: str
+    studies: tuple[StudyPlan, ...]
+    lanes: LanePlan | None
+    hours: float
+    measured_on: str
+    obstacles: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def trials(self) -> int:
+        """Trials of all studies."""
+        return sum(study.trials for study in self.studies)
+
+
+def this_machine() -> Node:
+    """This machine as a node, for a job that would run on it alone."""
+    return Node(
+        id="local",
+        address="this machine",
+        cpus=float(len(os.sched_getaffinity(0))),
+        gpus=float(torch.cuda.device_count()),
+        memory_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+    )
+
+
+def table_shape(dataset: Dataset) -> TableShape:
+    """The shape of a dataset's rows, from its manifest."""
+    return TableShape(
+        vocabulary_sizes=tuple(dataset.manifest.vocabulary_sizes.values()),
+        num_numericals=len(dataset.manifest.table.numerical),
+    )
+
+
+def make_plan(
+    job: Job,
+    datasets: dict[str, Dataset],
+    nodes: Sequence[Node],
+    lanes: Lanes | ClusterError,
+    probes: dict[tuple[str, str], Probe],
+    faults: Sequence[str] = (),
+) -> Plan:
+    """Put a plan together from what was looked up and measured.
+
+    Args:
+        job: checked already.
+        datasets: by name.
+        nodes: of the cluster, or this machine.
+        lanes: that fit, or why they do not.
+        probes: by dataset and model.
+        faults: of the nodes, in words.
+    """
+    fitted = lanes if isinstance(lanes, Lanes) else None
+    studies = [
+        _study_plan(job, datasets[name], model, fitted, probe)
+        for (name, model), probe in probes.items()
+    ]
+    lane_plan = None if fitted is None else _lane_plan(fitted, datasets, list(probes.values()))
+    obstacles = list(faults)
+    if isinstance(lanes, ClusterError):
+        obstacles.append(str(lanes))
+    if lane_plan is not None:
+        obstacles += _memory_obstacles(lane_plan, nodes)
+    num_lanes = 1 if fitted is None else fitted.num_lanes
+    work_s = sum(math.ceil(study.trials / num_lanes) * study.trial_s for study in studies)
+    hours = (START_UP_S + work_s) / SECONDS_PER_HOUR
+    notes = ["the time is an upper bound: pruned trials end sooner"] if _prunes(job) else []
+    if job.budget.hours is not None and hours > job.budget.hours:
+        notes.append(f"budget.hours {job.budget.hours:g} would end the search before its trials")
+    if fitted is not None and fitted.workers_per_lane > 1:
+        notes.append("the workers of a lane are taken to share a batch at no cost")
+    return Plan(
+        job=job.name,
+        studies=tuple(studies),
+        lanes=lane_plan,
+        hours=hours,
+        measured_on=" and ".join(sorted({probe.device for probe in probes.values()})),
+        obstacles=tuple(obstacles),
+        notes=tuple(notes),
+    )
+
+
+def _study_plan(
+    job: Job, dataset: Dataset, model: str, lanes: Lanes | None, probe: Probe
+) -> StudyPlan:
+    training = job.configuration(model).training
+    splits = dataset.manifest.splits
+    num_workers = 1 if lanes is None else lanes.workers_per_lane
+    steps = math.ceil(splits["train"].impressions / training.batch_size)
+    num_evaluations = training.epochs * max(round(1 / training.evaluate_every), 1)
+    work_s = (
+        training.epochs * splits["train"].impressions / probe.train_rate
+        + num_evaluations * splits["valid"].impressions / probe.evaluation_rate
+    )
+    search = StudySearch(Study(dataset=dataset.name, dataset_uri=dataset.uri, model=model), job)
+    return StudyPlan(
+        dataset=dataset.name,
+        model=model,
+        trials=search.num_trials,
+        parameters=probe.parameters,
+        steps=training.epochs * steps,
+        trial_s=work_s / num_workers + TRIAL_OVERHEAD_S,
+        impressions_per_s=probe.train_rate * num_workers,
+    )
+
+
+def _lane_plan(lanes: Lanes, datasets: dict[str, Dataset], probes: list[Probe]) -> LanePlan:
+    data_bytes = max(_data_bytes(dataset) for dataset in datasets.values())
+    device_bytes = max(probe.device_bytes for probe in probes)
+    return LanePlan(
+        lanes=lanes.num_lanes,
+        workers_per_lane=lanes.workers_per_lane,
+        cpus_per_worker=lanes.cpus_per_worker,
+        gpus_per_worker=lanes.gpus_per_worker,
+        memory_bytes=max(probe.memory_bytes for probe in probes),
+        data_bytes=data_bytes,
+        device_bytes=device_bytes + data_bytes if lanes.gpus_per_worker else 0,
+    )
+
+
+def _data_bytes(dataset: Dataset) -> int:
+    return sum(dataset.size_bytes(split) for split in ("train", "valid"))
+
+
+def _memory_obstacles(plan: LanePlan, nodes: Sequence[Node]) -> list[str]:
+    """Fill the largest nodes first, as the lanes would be placed, and see whose memory is short."""
+    lanes = Lanes(
+        num_lanes=plan.lanes,
+        workers_per_lane=plan.workers_per_lane,
+        cpus_per_worker=plan.cpus_per_worker,
+        gpus_per_worker=plan.gpus_per_worker,
+    )
+    obstacles = []
+    num_left = plan.lanes * plan.workers_per_lane
+    for node in sorted(nodes, key=lambda node: -lanes.workers_in(node.cpus, node.gpus)):
+        num_workers = min(lanes.workers_in(node.cpus, node.gpus), num_left)
+        num_left -= num_workers
+        needed = num_workers * plan.memory_bytes + (plan.data_bytes if num_workers else 0)
+        if node.memory_bytes and needed > node.memory_bytes:
+            obstacles.append(
+                f"node {node.address}: {num_workers} workers of {plan.memory_bytes // MIB} MiB and "
+                f"{plan.data_bytes // MIB} MiB of data need {needed // MIB} MiB, it has "
+                f"{node.memory_bytes // MIB}; set resources.lanes lower"
+            )
+    return obstacles
+
+
+def _prunes(job: Job) -> bool:
+    return job.search.pruner != "none"

@@ -1,0 +1,109 @@
+"""A short training run, timed and weighed: what a trial costs on the machine it runs on."""
+
+import resource
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+
+from trainables.configuration import TrialConfiguration
+from trainables.models import Inputs
+from trainables.training import DeviceImpressions, train
+from trainables.workers import Workers
+
+__all__ = ["Probe", "TableShape", "measure"]
+
+NUM_STEPS = 8
+NUM_ROUNDS = 5
+CLICK_SHARE, CONVERSION_SHARE = 0.1, 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableShape:
+    """What a dataset's rows look like.
+
+    Attributes:
+        vocabulary_sizes: ids of each categorical field.
+        num_numericals: numerical fields.
+    """
+
+    vocabulary_sizes: tuple[int, ...]
+    num_numericals: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """What was measured.
+
+    Attributes:
+        train_rate: impressions per second and worker in training.
+        evaluation_rate: the same in evaluation.
+        parameters: weights of the model.
+        memory_bytes: of the process at its peak, without a dataset; run it in one of its own.
+        device_bytes: of the GPU at its peak, without the dataset; 0 on a CPU.
+        device: what it ran on.
+    """
+
+    train_rate: float
+    evaluation_rate: float
+    parameters: int
+    memory_bytes: int
+    device_bytes: int
+    device: str
+
+
+def measure(
+    configuration: TrialConfiguration, shape: TableShape, num_workers: int, threads: int
+) -> Probe:
+    """Train a few steps on random rows of a dataset's shape, after as many to warm up.
+
+    Of several rounds the quickest counts, since whatever else the machine does only slows it.
+
+    Args:
+        configuration: of a trial; its epochs and evaluations are the probe's own.
+        shape: of the dataset.
+        num_workers: of a lane, which share every batch.
+        threads: of one worker.
+    """
+    torch.set_num_threads(threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rows_per_step = max(configuration.training.batch_size // num_workers, 1)
+    split = _random_rows(shape, rows_per_step * NUM_STEPS, device)
+    inputs = Inputs(vocabulary_sizes=shape.vocabulary_sizes, num_numericals=shape.num_numericals)
+    short = configuration.replace(
+        {
+            "training.epochs": NUM_ROUNDS + 1,
+            "training.evaluate_every": 1.0,
+            "training.batch_size": rows_per_step,
+        }
+    )
+    rounds = list(train(short, inputs, split, split, Workers(device=device)))
+    model = rounds[0][1]
+    pairs = list(pairwise(evaluation for evaluation, _ in rounds))
+    training_s = min(after.training_s - before.training_s for before, after in pairs)
+    evaluation_s = min(after.evaluation_s - before.evaluation_s for before, after in pairs)
+    return Probe(
+        train_rate=len(split) / training_s,
+        evaluation_rate=len(split) / evaluation_s,
+        parameters=sum(weight.numel() for weight in model.parameters()),
+        memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        device_bytes=torch.cuda.max_memory_allocated() if device.type == "cuda" else 0,
+        device=torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {threads} threads",
+    )
+
+
+def _random_rows(shape: TableShape, num_rows: int, device: torch.device) -> DeviceImpressions:
+    generator = torch.Generator().manual_seed(0)
+    fields = [
+        torch.randint(size, (num_rows,), generator=generator) for size in shape.vocabulary_sizes
+    ]
+    ids_NF = torch.stack(fields, 1) if fields else torch.zeros(num_rows, 0, dtype=torch.int64)
+    numericals_ND = torch.randn(num_rows, shape.num_numericals, generator=generator)
+    luck_N = torch.rand(num_rows, generator=generator)
+    luck_N[:2] = torch.tensor([0.0, 1.0])  # both classes are there, however few the rows
+    return DeviceImpressions(
+        ids_NF.to(device),
+        numericals_ND.to(device),
+        (luck_N < CLICK_SHARE).to(torch.uint8).to(device),
+        (luck_N < CONVERSION_SHARE).to(torch.uint8).to(device),
+    )
