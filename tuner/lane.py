@@ -75,7 +75,10 @@ class _Lane:
         self.name = name
         self.queue = queue
         self.control = None if group is None else dist.new_group(backend="gloo")
-        self.workers = Workers(device=ray.train.torch.get_device(), group=group)
+        device = ray.train.torch.get_device()
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        self.workers = Workers(device=device, group=group)
         self.nodes = self._gather_nodes()
         self.loaded: _LoadedDataset | None = None
         self.free_since: float | None = None  # the wait for the first task is the job's start-up

@@ -9,15 +9,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.backend import Backend
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 
 from tuner.cluster import Lanes
 from tuner.lane import LaneSettings, run_lane
+from tuner.lane_backend import SeparateWorkersConfig
 from tuner.network import NodeTorchConfig
 from tuner.trial_queue import TrialQueue
 
@@ -37,7 +36,7 @@ QUEUE_CALLS = 10_000
 
 
 def queue_actor() -> ray.actor.ActorClass:
-    """Make the actor class of the queue, for any number of lanes: Ray's own limit is 1,000 calls."""
+    """Make the queue's actor class, for hundreds of lanes: Ray itself lets 1,000 calls wait."""
     return ray.remote(num_cpus=0, max_concurrency=QUEUE_CALLS)(TrialQueue)
 
 
@@ -107,22 +106,6 @@ def open_lanes(
         for thread in threads:
             thread.join(max(deadline - time.monotonic(), 0.0))
         ray.kill(queue)
-
-
-class SeparateWorkers(Backend):  # type: ignore[misc]
-    """Sets up nothing: every worker is a lane, and is replaced without the others."""
-
-    has_replica_groups = True
-
-
-@dataclass
-class SeparateWorkersConfig(TorchConfig):  # type: ignore[misc]
-    """For Train runs whose workers are lanes of one worker each."""
-
-    @property
-    def backend_cls(self) -> type[Backend]:
-        """What Ray Train sets its workers up with."""
-        return SeparateWorkers
 
 
 def _trainer(

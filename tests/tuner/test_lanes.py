@@ -1,5 +1,6 @@
 """Lanes on a real Ray, without Ray Tune: the tests are the queue's other side."""
 
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -112,6 +113,14 @@ def test_lanes_of_one_worker_share_few_runs(
     runs = spread_lanes(names, workers_per_lane=workers_per_lane)
     assert [len(run) for run in runs] == lanes_of_runs
     assert [name for run in runs for name in run] == names
+
+
+def test_a_controller_need_not_import_torch() -> None:
+    program = "import sys, tuner.lane_backend; print('torch' in sys.modules)"
+    found = subprocess.run(
+        [sys.executable, "-c", program], check=False, capture_output=True, text=True
+    )
+    assert found.stdout == "False\n", found.stderr
 
 
 @pytest.mark.ray

@@ -86,7 +86,12 @@ def test_a_trial_whose_tune_actor_dies_fails_and_the_others_go_on(
             max_concurrent_trials=1,
             reuse_actors=True,
         ),
-        run_config=tune.RunConfig(name="tune", storage_path=str(tmp_path), verbose=0),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(tmp_path),
+            verbose=0,
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+        ),
     ).fit()
     ray.get(queue.close.remote())
     lane.join()
