@@ -83,8 +83,8 @@ def open_lanes(
     def run(shared: tuple[str, ...]) -> None:
         try:
             _trainer(shared, lanes, queue, storage_path).fit()
-        except Exception as error:  # noqa: BLE001 - whatever ends a run, its tasks must go on
-            if closing.is_set():
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever ends it, its tasks go on
+            if closing.is_set():  # Ray, too, may have ended: it raises SystemExit in threads
                 return
             ray.get([queue.lose_lane.remote(name) for name in shared])
             lost.append(shared)
