@@ -4,6 +4,8 @@ Without torch: Ray Train's controller, a process of its own, imports this and wo
 memory.
 """
 
+from dataclasses import dataclass
+
 from ray.train.backend import Backend, BackendConfig
 
 __all__ = ["SeparateWorkers", "SeparateWorkersConfig"]
@@ -15,8 +17,15 @@ class SeparateWorkers(Backend):  # type: ignore[misc]
     has_replica_groups = True
 
 
+@dataclass
 class SeparateWorkersConfig(BackendConfig):  # type: ignore[misc]
-    """For Train runs whose workers are lanes of one worker each."""
+    """For Train runs whose workers are lanes of one worker each.
+
+    Attributes:
+        backend: a `TorchTrainer` looks for it, and here it is of no use.
+    """
+
+    backend: str | None = None
 
     @property
     def backend_cls(self) -> type[Backend]:

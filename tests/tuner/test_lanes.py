@@ -133,7 +133,12 @@ def test_a_dead_worker_takes_its_own_lane_down_and_no_other_lane_of_its_run(
 ) -> None:
     monkeypatch.setattr(lanes_module, "MAX_RUNS", 1)
     lanes = Lanes(num_lanes=2, workers_per_lane=1, cpus_per_worker=1, gpus_per_worker=0)
-    queue, lost = queue_actor().remote(), []
+    queue, lost = queue_actor().remote(), list[str]()
+
+    def lose_all(reason: str) -> None:
+        lost.append(reason)
+        ray.get(queue.cancel_all.remote(reason))
+
     tasks = [
         # dies once, as soon as the bystander trains; which goes on until the other has begun anew
         task(
@@ -144,7 +149,7 @@ def test_a_dead_worker_takes_its_own_lane_down_and_no_other_lane_of_its_run(
         task(directory, tiny_dataset, "after"),
     ]
     with open_lanes(
-        lanes, queue, job="shared", storage_path=str(directory / "train"), on_all_lost=lost.append
+        lanes, queue, job="shared", storage_path=str(directory / "train"), on_all_lost=lose_all
     ):
         ray.get([queue.submit.remote(one) for one in tasks])
         messages = {one.id: last_message(queue, one.id) for one in tasks}
@@ -173,9 +178,14 @@ def test_lanes_that_were_never_placed_do_not_hold_up_the_end(
 ) -> None:
     monkeypatch.setattr(lanes_module, "CLOSE_TIMEOUT_S", 5.0)
     lanes = Lanes(num_lanes=2, workers_per_lane=1, cpus_per_worker=2, gpus_per_worker=0)
-    queue, lost = queue_actor().remote(), []
+    queue, lost = queue_actor().remote(), list[str]()
+
+    def lose_all(reason: str) -> None:
+        lost.append(reason)
+        ray.get(queue.cancel_all.remote(reason))
+
     with open_lanes(
-        lanes, queue, job="unplaced", storage_path=str(directory / "train"), on_all_lost=lost.append
+        lanes, queue, job="unplaced", storage_path=str(directory / "train"), on_all_lost=lose_all
     ):
         ray.get(queue.submit.remote(task(directory, tiny_dataset, "alone")))
         assert isinstance(last_message(queue, "alone"), Report)
