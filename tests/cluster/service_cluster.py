@@ -1,16 +1,12 @@
 """The whole service: its hosts and what runs on them, and how a client outside uses it."""
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
 import yaml
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from hosts import Host
 from services import Services, wait_until
 
