@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 import pytest
-from conftest import CPUS_PER_NODE, Cluster
+from service_cluster import CPUS_PER_NODE, Cluster
 from services import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
