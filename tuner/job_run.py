@@ -12,6 +12,7 @@ from tuner.errors import JobFailedError, JobInterruptedError
 from tuner.export import ENCODER_DIRECTORY
 from tuner.job import Job
 from tuner.job_search import JobSearch
+from tuner.lane_watch import watched_lanes
 from tuner.lanes import open_lanes
 from tuner.messages import Ended, TestTask, TrialTask
 from tuner.progress import Progress
@@ -82,7 +83,7 @@ class JobRun:
         progress = Progress(console, searches, lanes.num_lanes)
         search = JobSearch(searches, [tracker, keeper, progress, stopwatch])
         try:
-            self._search_on_lanes(lanes, queue, search, requests, tracker, progress)
+            self._search_on_lanes(lanes, queue, search, requests, tracker, progress, console)
         finally:
             search.close()
             tracker.close()
@@ -112,6 +113,7 @@ class JobRun:
         requests: StopRequests,
         tracker: Tracker,
         progress: Progress,
+        console: Console,
     ) -> None:
         if requests.interrupted:
             raise JobInterruptedError(_interrupted_line(self._job, search))
@@ -127,7 +129,11 @@ class JobRun:
             storage_path=join(self._root, RAY_DIRECTORY),
             on_all_lost=requests.fail,
         ):
-            with requests.passed_to(stop, self._job.budget.hours), progress:
+            with (
+                requests.passed_to(stop, self._job.budget.hours),
+                watched_lanes(lanes, queue, console),
+                progress,
+            ):
                 self._run_tune(search, queue, lanes.num_lanes)
             search.close()
             self._check_requests(search, requests)

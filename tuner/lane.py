@@ -26,6 +26,7 @@ from trainables.metrics import evaluate
 from trainables.models import Inputs
 from trainables.training import DeviceImpressions, TrainingError, predict_logits, train
 from trainables.workers import Workers
+from tuner.lane_backend import lane_of
 from tuner.messages import Report, Seconds, Task, TestTask, TrialTask
 from tuner.objective import objective_values, score
 from tuner.storage import download, upload
@@ -41,17 +42,23 @@ logger = logging.getLogger(__name__)
 
 
 class LaneSettings(TypedDict):
-    """What a lane's workers are started with: Ray Train's `train_loop_config`."""
+    """What the workers of a Train run are started with: Ray Train's `train_loop_config`.
 
-    lane: str
+    Several lanes share a run only if each has one worker: the worker's rank then says which it is.
+    """
+
+    lanes: tuple[str, ...]
     queue: ray.actor.ActorHandle
     threads: int
 
 
 def run_lane(settings: LaneSettings) -> None:
-    """Serve trials until the queue closes; Ray Train runs this on every worker of the lane."""
+    """Serve trials until the queue closes; Ray Train runs this on every worker."""
     torch.set_num_threads(settings["threads"])
-    _Lane(settings["lane"], settings["queue"]).serve()
+    context, names = ray.train.get_context(), settings["lanes"]
+    several = len(names) == 1 and context.get_world_size() > 1
+    name = lane_of(context.get_world_rank(), names)
+    _Lane(name, settings["queue"], dist.group.WORLD if several else None).serve()
 
 
 @dataclass(frozen=True)
@@ -63,14 +70,16 @@ class _LoadedDataset:
 
 
 class _Lane:
-    def __init__(self, name: str, queue: ray.actor.ActorHandle) -> None:
+    def __init__(
+        self, name: str, queue: ray.actor.ActorHandle, group: dist.ProcessGroup | None
+    ) -> None:
         self.name = name
         self.queue = queue
-        several = ray.train.get_context().get_world_size() > 1
-        self.control = dist.new_group(backend="gloo") if several else None
-        self.workers = Workers(
-            device=ray.train.torch.get_device(), group=dist.group.WORLD if several else None
-        )
+        self.control = None if group is None else dist.new_group(backend="gloo")
+        device = ray.train.torch.get_device()
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        self.workers = Workers(device=device, group=group)
         self.nodes = self._gather_nodes()
         self.loaded: _LoadedDataset | None = None
         self.free_since: float | None = None  # the wait for the first task is the job's start-up

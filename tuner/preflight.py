@@ -60,7 +60,8 @@ def job_check(job: Job, datasets: Mapping[str, Dataset], tracking_uri: str) -> N
 
 
 def _versions() -> dict[str, str]:
-    packages = {package: version(package) for package in PACKAGES}
+    """Public versions: builds of torch for CPU and CUDA may stand side by side."""
+    packages = {package: version(package).partition("+")[0] for package in PACKAGES}
     return {"python": platform.python_version(), "pwiser-tuner": __version__, **packages}
 
 
