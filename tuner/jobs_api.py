@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 from urllib.parse import urlsplit
 
+import aiohttp
 import requests
 from ray._private.authentication import authentication_token_setup
 from ray.dashboard.modules.job.pydantic_models import JobDetails
@@ -28,6 +29,8 @@ CHATTY_LOGGERS = (
     "ray.dashboard.modules.dashboard_sdk",
     "ray.dashboard.modules.job.sdk",
 )
+
+UNANSWERED = (ConnectionError, requests.RequestException, aiohttp.ClientError, RuntimeError)
 
 _PASSWORD = re.compile(r":(?!//)[^@]*@")
 Answer = TypeVar("Answer")
@@ -133,7 +136,7 @@ class JobsApi:
                 f"--address {self.address}: the cluster refuses the token ({reason}); set "
                 "RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to the file that holds it"
             ) from error
-        except (ConnectionError, requests.RequestException, RuntimeError) as error:
+        except UNANSWERED as error:
             reason = str(error).strip().partition("\n")[0]
             raise ClusterError(
                 f"--address {self.address}: the cluster does not answer as it should ({reason}); "

@@ -1,4 +1,7 @@
 import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
@@ -93,4 +96,50 @@ def test_a_cluster_that_does_not_answer_is_told() -> None:
     assert str(caught.value) == (
         f"--address {address}: the cluster does not answer as it should (Failed to connect to Ray "
         f"at address: {address}.); is this the address of its Ray dashboard?"
+    )
+
+
+class OldRay(BaseHTTPRequestHandler):
+    """Answers what a client asks first, and knows nothing else."""
+
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/api/version" else 404)
+        self.end_headers()
+        self.wfile.write(b'{"ray_version": "2.60.0"}')
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def old_ray() -> Iterator[HTTPServer]:
+    with HTTPServer(("127.0.0.1", 0), OldRay) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_what_the_cluster_cannot_do_is_told(old_ray: HTTPServer) -> None:
+    address = f"http://127.0.0.1:{old_ray.server_port}"
+    api = JobsApi(address)
+    told = []
+    for ask in (api.list, lambda: api.logs("a"), lambda: list(api.follow_logs("a"))):
+        with pytest.raises(ClusterError) as caught:
+            ask()
+        told.append(str(caught.value))
+    start = f"--address {address}: the cluster does not answer as it should ("
+    assert all(message.startswith(start) for message in told)
+    assert not any("\n" in message for message in told)
+
+
+def test_a_cluster_that_goes_away_is_told_to_those_who_follow(old_ray: HTTPServer) -> None:
+    address = f"http://127.0.0.1:{old_ray.server_port}"
+    api = JobsApi(address)
+    old_ray.socket.close()
+    with pytest.raises(ClusterError) as caught:
+        list(api.follow_logs("a"))
+    assert str(caught.value).startswith(
+        f"--address {address}: the cluster does not answer as it should (Cannot connect to host "
     )
