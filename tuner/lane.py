@@ -28,6 +28,7 @@ from trainables.metrics import evaluate
 from trainables.models import Inputs
 from trainables.training import TrainingError, predict_logits, train
 from trainables.workers import Workers
+from tuner.lane_backend import lane_of
 from tuner.messages import Reading, Report, Seconds, Task, TestTask, TrialTask
 from tuner.objective import objective_values, score
 from tuner.storage import download, upload
@@ -58,7 +59,7 @@ def run_lane(settings: LaneSettings) -> None:
     torch.set_num_threads(settings["threads"])
     context, names = ray.train.get_context(), settings["lanes"]
     several = len(names) == 1 and context.get_world_size() > 1
-    name = names[0] if len(names) == 1 else names[context.get_world_rank()]
+    name = lane_of(context.get_world_rank(), names)
     _Lane(name, settings["queue"], dist.group.WORLD if several else None).serve()
 
 
