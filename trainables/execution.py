@@ -18,6 +18,7 @@ from torch import nn
 from trainables.models.embedding import FeatureEmbedding
 
 __all__ = [
+    "MEMORY_SHARE",
     "Folding",
     "Precision",
     "compute_dtype",
@@ -35,6 +36,7 @@ FOLD_MIN_SAVING = 0.3
 """Share of the first layer's operations that folding must save to pay for its many small ones."""
 
 MEMORY_SHARE = 0.5
+"""Of the memory that a dataset may take before it is streamed."""
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
