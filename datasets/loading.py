@@ -41,7 +41,8 @@ __all__ = [
 ]
 
 CACHE_VARIABLE = "PWISER_CACHE_DIR"
-_BLOCK_ROWS = 1024
+_BLOCK_ROWS = 2048
+_BLOCK_PAD = 16  # columns a power of two apart fall into the same sets of the cache
 _UNUSED_DAYS = 7
 _READY = "ready"
 
@@ -260,7 +261,7 @@ def _transpose(columns: list[npt.NDArray[Any]], rows: npt.NDArray[Any]) -> None:
     if not columns:
         return
     kind = rows.dtype
-    block = np.empty((len(columns), _BLOCK_ROWS), kind)
+    block = np.empty((len(columns), _BLOCK_ROWS + _BLOCK_PAD), kind)
     for start in range(0, len(rows), _BLOCK_ROWS):
         stop = min(start + _BLOCK_ROWS, len(rows))
         for index, column in enumerate(columns):
