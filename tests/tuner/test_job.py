@@ -137,6 +137,7 @@ def test_a_job_needs_no_more_than_a_name_and_datasets(read: Callable[[str], Job]
             "cpus_per_worker": 1,
             "gpus_per_worker": None,
         },
+        "data": {"mode": "auto", "buffer_mib": 512},
         "budget": {"hours": None},
         "tracking": {"uri": None},
         "storage": "pwiser",
