@@ -23,6 +23,7 @@ from tuner.space import Dimension, SearchSpace, has_field
 
 __all__ = [
     "Budget",
+    "DataSettings",
     "Job",
     "ResourceSettings",
     "SearchSettings",
@@ -112,6 +113,19 @@ class ResourceSettings(Settings):
     )
 
 
+class DataSettings(Settings):
+    """How the lanes read the datasets."""
+
+    mode: Literal["auto", "memory", "stream"] = Field(
+        "auto",
+        description="memory holds a dataset, once per node; stream reads it again in every epoch; "
+        "auto holds what takes at most half of the memory",
+    )
+    buffer_mib: int = Field(
+        512, ge=16, description="MiB that one worker holds of a streamed dataset, to shuffle them"
+    )
+
+
 class Budget(Settings):
     """When to stop even though trials are left."""
 
@@ -151,6 +165,7 @@ class Job(Settings):
     )
     loss: LossSettings = LossSettings()
     resources: ResourceSettings = ResourceSettings()
+    data: DataSettings = DataSettings()
     budget: Budget = Budget()
     tracking: TrackingSettings = TrackingSettings()
     storage: str = Field("pwiser", description="directory or URI of checkpoints")
