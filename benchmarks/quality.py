@@ -38,6 +38,11 @@ FORMS = {
     "folded float32": {"folding": "on", "precision": "float32"},
     "plain bfloat16": {"folding": "off", "precision": "bfloat16"},
     "folded bfloat16": {"folding": "on", "precision": "bfloat16"},
+    "sparse float32": {
+        "folding": "off",
+        "precision": "float32",
+        "embedding_optimizer": "sparse",
+    },
 }
 
 

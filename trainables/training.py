@@ -19,6 +19,7 @@ from trainables.execution import compute_dtype, fold_embeddings, keep_freed_memo
 from trainables.loss import training_loss
 from trainables.metrics import evaluate
 from trainables.models import Inputs
+from trainables.optimizers import Optimizers, make_optimizers
 from trainables.workers import Workers
 
 __all__ = ["DeviceImpressions", "Evaluation", "TrainingError", "predict_logits", "train"]
@@ -57,10 +58,10 @@ class DeviceImpressions:
     def rows(self, index: torch.Tensor | slice) -> "DeviceImpressions":
         """Select rows, in the order of `index`."""
         return DeviceImpressions(
-            self.ids_NF[index],
-            self.numericals_ND[index],
-            self.clicks_N[index],
-            self.conversions_N[index],
+            *(
+                column[index] if isinstance(index, slice) else column.index_select(0, index)
+                for column in (self.ids_NF, self.numericals_ND, self.clicks_N, self.conversions_N)
+            )
         )
 
 
@@ -213,13 +214,6 @@ class _Stepper:
         self.dtype = compute_dtype(settings.precision, device)
         if device.type == "cpu":
             keep_freed_memory()
-        self.parallel = model if workers.group is None else _parallel(model, workers)
-        self.optimizer = torch.optim.Adam(
-            model.parameters(),
-            lr=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
         if len(split) < workers.size:
             raise TrainingError(
                 f"{len(split)} train impressions cannot feed {workers.size} workers; "
@@ -229,6 +223,8 @@ class _Stepper:
         self.steps_per_epoch = min(num_batches, len(split) // workers.size)
         self.rows_per_worker = len(split) // (self.steps_per_epoch * workers.size)
         fold_embeddings(model, settings.folding, self.rows_per_worker)
+        self.optimizers = _optimizers(model, settings, self.rows_per_worker, workers)
+        self.parallel = model if workers.group is None else _parallel(model, workers)
         self.generator = torch.Generator(device).manual_seed(settings.seed)
         self.order = torch.empty(0, dtype=torch.int64, device=device)
         self.position = self.steps_per_epoch
@@ -256,9 +252,9 @@ class _Stepper:
             gate=self.gate,
             group=self.workers.group,
         )
-        self.optimizer.zero_grad()
+        self.optimizers.zero_grad()
         losses.total.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
+        self.optimizers.step()
         self.losses += torch.stack(losses).detach()
         self.num_losses += 1
         self.position += 1
@@ -275,6 +271,22 @@ class _Stepper:
     def resume(self) -> None:
         """Go back to training after an evaluation."""
         self.parallel.train()
+
+
+def _optimizers(
+    model: nn.Module, settings: TrainingSettings, rows_per_worker: int, workers: Workers
+) -> Optimizers:
+    try:
+        return make_optimizers(
+            model,
+            settings.embedding_optimizer,
+            learning_rate=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            rows_per_step=rows_per_worker * workers.size,
+            can_reduce_sparse=workers.size == 1 or workers.device.type == "cpu",
+        )
+    except ValueError as error:
+        raise TrainingError(str(error)) from error
 
 
 def _parallel(model: nn.Module, workers: Workers) -> nn.Module:
