@@ -12,8 +12,9 @@ from tuner.errors import JobFailedError, JobInterruptedError
 from tuner.export import ENCODER_DIRECTORY
 from tuner.job import Job
 from tuner.job_search import JobSearch
+from tuner.lane_watch import watched_lanes
 from tuner.lanes import open_lanes
-from tuner.messages import Ended, TestTask, TrialTask
+from tuner.messages import Ended, Reading, TestTask, TrialTask
 from tuner.progress import Progress
 from tuner.results import find_winners, read_results
 from tuner.resume import read_study_runs
@@ -30,6 +31,7 @@ from tuner.tune_adapters import JobScheduler, JobSearcher
 __all__ = ["JobRun"]
 
 RAY_DIRECTORY = ".ray"
+MIB = 1024**2
 TRIAL_RESOURCES = {"memory": 1}  # a byte: Tune refuses none, and a share of a CPU can starve lanes
 
 
@@ -60,6 +62,7 @@ class JobRun:
         self._client = client
         self._experiment_id = experiment_id
         self._root = root
+        self._reading = Reading(mode=job.data.mode, buffer_bytes=job.data.buffer_mib * MIB)
 
     def search_and_test(
         self,
@@ -82,7 +85,7 @@ class JobRun:
         progress = Progress(console, searches, lanes.num_lanes)
         search = JobSearch(searches, [tracker, keeper, progress, stopwatch])
         try:
-            self._search_on_lanes(lanes, queue, search, requests, tracker, progress)
+            self._search_on_lanes(lanes, queue, search, requests, tracker, progress, console)
         finally:
             search.close()
             tracker.close()
@@ -112,6 +115,7 @@ class JobRun:
         requests: StopRequests,
         tracker: Tracker,
         progress: Progress,
+        console: Console,
     ) -> None:
         if requests.interrupted:
             raise JobInterruptedError(_interrupted_line(self._job, search))
@@ -127,7 +131,11 @@ class JobRun:
             storage_path=join(self._root, RAY_DIRECTORY),
             on_all_lost=requests.fail,
         ):
-            with requests.passed_to(stop, self._job.budget.hours), progress:
+            with (
+                requests.passed_to(stop, self._job.budget.hours),
+                watched_lanes(lanes, queue, console),
+                progress,
+            ):
                 self._run_tune(search, queue, lanes.num_lanes)
             search.close()
             self._check_requests(search, requests)
@@ -173,6 +181,7 @@ class JobRun:
         return TrialTask(
             id=trial.id,
             dataset=trial.study.dataset_uri,
+            reading=self._reading,
             configuration=trial.configuration.model_dump(mode="json"),
             objectives=trial.objectives,
             checkpoint=join(self._root, trial.directory),
@@ -205,6 +214,7 @@ class JobRun:
         task = TestTask(
             id=f"test/{trial.id}",
             dataset=trial.study.dataset_uri,
+            reading=self._reading,
             checkpoint=join(self._root, trial.directory),
         )
         ray.get(queue.submit.remote(task))

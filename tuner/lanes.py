@@ -1,21 +1,64 @@
-"""The driver's side of the lanes: one Ray Train run each, held open for the whole job."""
+"""The driver's side of the lanes: a few Ray Train runs, held open for the whole job.
+
+A Train run costs its head several processes, whatever it runs. So lanes of one worker share runs:
+each worker is a replica group of its own, which Ray Train replaces when it dies, while the other
+lanes of the run go on. A lane of several workers, which start anew together, has a run to itself.
+"""
 
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tuner.cluster import Lanes
 from tuner.lane import LaneSettings, run_lane
+from tuner.lane_backend import SeparateWorkersConfig
 from tuner.network import NodeTorchConfig
+from tuner.trial_queue import TrialQueue
 
-__all__ = ["open_lanes"]
+__all__ = ["open_lanes", "queue_actor", "spread_lanes"]
+
+MAX_RUNS = 4
+"""Train runs of one job's lanes of one worker: up to as many lanes, each has a run to itself."""
 
 MAX_RESTARTS = 8
 """Times that a lane's workers are started again before the lane is given up."""
+
+CLOSE_TIMEOUT_S = 20.0
+"""Seconds that the runs have to end; one whose workers were never placed would not end at all."""
+
+QUEUE_CALLS = 10_000
+"""Calls that the queue lets wait at once; a lane and its trial have three."""
+
+
+def queue_actor() -> ray.actor.ActorClass:
+    """Make the queue's actor class, for hundreds of lanes: Ray itself lets 1,000 calls wait.
+
+    It is placed on the driver's node, so that the loss of another one costs no more than its lanes.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    options = {"num_cpus": 0, "max_concurrency": QUEUE_CALLS, "scheduling_strategy": here}
+    return ray.remote(**options)(TrialQueue)
+
+
+def spread_lanes(names: Sequence[str], *, workers_per_lane: int) -> list[tuple[str, ...]]:
+    """Say which lanes share a Train run.
+
+    Args:
+        names: of the lanes, at least one.
+        workers_per_lane: lanes of several workers share none.
+
+    Returns:
+        The names of each run's lanes: as even as can be, all of them in order.
+    """
+    num_runs = len(names) if workers_per_lane > 1 else min(len(names), MAX_RUNS)
+    ends = [len(names) * (index + 1) // num_runs for index in range(num_runs)]
+    return [tuple(names[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
 
 
 @contextmanager
@@ -29,57 +72,68 @@ def open_lanes(
 ) -> Iterator[None]:
     """Start the lanes, and end them when the context ends.
 
+    Runs that have not ended `CLOSE_TIMEOUT_S` later end with this process or its connection to Ray.
+
     Args:
         lanes: how many, and of what size.
         queue: the actor of a `TrialQueue`; it ends with the lanes.
-        job: for the names of the Train runs.
+        job: for the names of the lanes.
         storage_path: where Ray Train keeps the state of its runs.
         on_all_lost: called with the reason once no lane is left, from another thread.
     """
     names = [f"{job}-lane-{index}" for index in range(lanes.num_lanes)]
-    lost: dict[str, str] = {}
+    runs = spread_lanes(names, workers_per_lane=lanes.workers_per_lane)
+    lost: list[tuple[str, ...]] = []
+    closing = threading.Event()
 
-    def run(name: str) -> None:
+    def run(shared: tuple[str, ...]) -> None:
         try:
-            _trainer(name, lanes, queue, storage_path).fit()
-        except Exception as error:  # noqa: BLE001 - whatever ends a lane, its task must go on
-            lost[name] = " ".join(str(error).split())
-            ray.get(queue.lose_lane.remote(name))
-            if len(lost) == len(names):
-                on_all_lost(lost[name])
+            _trainer(shared, lanes, queue, storage_path).fit()
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever ends it, its tasks go on
+            if closing.is_set():  # Ray, too, may have ended: it raises SystemExit in threads
+                return
+            ray.get([queue.lose_lane.remote(name) for name in shared])
+            lost.append(shared)
+            if len(lost) == len(runs):
+                on_all_lost(" ".join(str(error).split()))
 
-    threads = [threading.Thread(target=run, args=(name,), name=name, daemon=True) for name in names]
+    threads = [
+        threading.Thread(target=run, args=(shared,), name=shared[0], daemon=True) for shared in runs
+    ]
     for thread in threads:
         thread.start()
     try:
         yield
     finally:
+        closing.set()
         ray.get(queue.cancel_all.remote("the job has ended"))
         ray.get(queue.close.remote())
+        deadline = time.monotonic() + CLOSE_TIMEOUT_S
         for thread in threads:
-            thread.join()
+            thread.join(max(deadline - time.monotonic(), 0.0))
         ray.kill(queue)
 
 
 def _trainer(
-    name: str, lanes: Lanes, queue: ray.actor.ActorHandle, storage_path: str
+    names: tuple[str, ...], lanes: Lanes, queue: ray.actor.ActorHandle, storage_path: str
 ) -> TorchTrainer:
     resources = {"CPU": float(lanes.cpus_per_worker)}
     if lanes.gpus_per_worker:
         resources["GPU"] = lanes.gpus_per_worker
-    settings: LaneSettings = {"lane": name, "queue": queue, "threads": lanes.cpus_per_worker}
+    settings: LaneSettings = {"lanes": names, "queue": queue, "threads": lanes.cpus_per_worker}
+    config = SeparateWorkersConfig if lanes.workers_per_lane == 1 else NodeTorchConfig
     return TorchTrainer(
         run_lane,
         train_loop_config=settings,
-        torch_config=NodeTorchConfig(),
+        torch_config=config(lanes=names, queue=queue),
         scaling_config=ScalingConfig(
-            num_workers=lanes.workers_per_lane,
+            num_workers=len(names) * lanes.workers_per_lane,
             use_gpu=bool(lanes.gpus_per_worker),
             resources_per_worker=resources,
         ),
         run_config=RunConfig(
-            name=name,
+            name=names[0],
             storage_path=storage_path,
-            failure_config=FailureConfig(max_failures=MAX_RESTARTS),
+            failure_config=FailureConfig(max_failures=MAX_RESTARTS * len(names)),
         ),
     )

@@ -42,6 +42,7 @@ class TrialQueue:
         self._waiting: deque[_Entry] = deque()
         self._leases: dict[str, _Entry] = {}
         self._takes: dict[str, object] = {}
+        self._lanes: set[str] = set()
         self._changed = asyncio.Condition()
         self._stop_reason: str | None = None
         self._closed = False
@@ -78,6 +79,10 @@ class TrialQueue:
             self._end(entry, Ended(kind="stopped", reason=reason))
             await self._stop(entry)
 
+    async def num_lanes(self) -> int:
+        """Count the lanes that have come up; one that is lost and starts anew stays counted."""
+        return len(self._lanes)
+
     async def close(self) -> None:
         """Let the lanes go home once they have no task."""
         self._closed = True
@@ -99,6 +104,7 @@ class TrialQueue:
 
     async def take(self, lane: str, *, timeout_s: float) -> Task | str | None:
         """Wait for a task; None when the time is up, `CLOSED` when no more will come."""
+        self._lanes.add(lane)
         this = self._takes[lane] = object()
         try:
             async with asyncio.timeout(timeout_s), self._changed:

@@ -22,6 +22,7 @@ from tuner.cluster import (
 from tuner.errors import JobFileError
 from tuner.job import Job
 from tuner.job_run import JobRun
+from tuner.lanes import queue_actor
 from tuner.objective import Objective, computable_objectives
 from tuner.preflight import check_nodes, job_check
 from tuner.results import JobResult, find_winners, read_results
@@ -34,7 +35,6 @@ from tuner.study import PastTrial, Study
 from tuner.tables import results_tables, time_table
 from tuner.tracking import connect
 from tuner.tracking_store import default_uri
-from tuner.trial_queue import TrialQueue
 
 __all__ = ["check_datasets", "run_job"]
 
@@ -136,7 +136,7 @@ def run_job(
 def _start_ray(job: Job, session: ExitStack, *, verbose: bool) -> ray.actor.ActorHandle:
     """Connect to Ray, or start it, and start the job's queue under its name."""
     session.enter_context(connected(verbose=verbose))
-    return session.enter_context(named_once(job.name, ray.remote(num_cpus=0)(TrialQueue)))
+    return session.enter_context(named_once(job.name, queue_actor()))
 
 
 def _check_cluster(job: Job, datasets: dict[str, Dataset], tracking_uri: str) -> Lanes:

@@ -17,6 +17,7 @@ from hosts import Host
 
 __all__ = ["Services", "postgres_binaries", "services", "wait_until"]
 
+SERVE = Path(__file__).parents[2] / "deploy" / "mlflow" / "serve.py"
 BUCKET = "pwiser"
 DATABASE = "mlflow"
 POSTGRES_USER = "postgres"
@@ -74,26 +75,21 @@ def services(host: Host, directory: Path, password: str, s3_secret: str) -> Iter
         host.start("moto_server", "-H", s3_address, "-p", "9000", log=directory / "s3.log")
         wait_until(lambda: _answers(host, "PUT", f"{s3}/{BUCKET}"), "the S3 server")
         uri = f"postgresql://{POSTGRES_USER}:{database_password}@{host.address}/{DATABASE}"
-        auth = directory / "mlflow-auth.ini"
-        auth.write_text(
-            f"[mlflow]\ndefault_permission = NO_PERMISSIONS\ndatabase_uri = {uri}_auth\n"
-            "admin_username = admin\n"
-            "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
-        )
-        auth.chmod(0o600)
         host.start(
-            *("mlflow", "server", "--app-name", "basic-auth", "--workers", "1"),
-            *("--host", host.address, "--port", "5000"),
-            *("--allowed-hosts", f"{host.address}:5000"),
+            *("python", str(SERVE)),
             log=directory / "mlflow.log",
             environment=environment
             | {
                 "MLFLOW_BACKEND_STORE_URI": uri,
+                "MLFLOW_AUTH_DATABASE_URI": f"{uri}_users",
                 "MLFLOW_ARTIFACTS_DESTINATION": f"s3://{BUCKET}/mlflow",
                 "MLFLOW_S3_ENDPOINT_URL": s3,
-                "MLFLOW_AUTH_CONFIG_PATH": str(auth),
+                "MLFLOW_AUTH_ADMIN_USERNAME": "admin",
                 "MLFLOW_AUTH_ADMIN_PASSWORD": password,
                 "MLFLOW_FLASK_SERVER_SECRET_KEY": database_password,
+                "MLFLOW_SERVER_ALLOWED_HOSTS": f"{host.address}:5000",
+                "MLFLOW_HOST": host.address,
+                "MLFLOW_WORKERS": "1",
             },
         )
         wait_until(lambda: _answers(host, "GET", f"{tracking}/health"), "MLflow")
@@ -131,7 +127,7 @@ def _start_postgres(host: Host, data: Path, directory: Path, password: str) -> N
         return host.run("createdb", database, environment=login).returncode == 0
 
     wait_until(lambda: create(DATABASE), "PostgreSQL")
-    assert create(f"{DATABASE}_auth")
+    assert create(f"{DATABASE}_users")
 
 
 def _answers(host: Host, method: str, url: str) -> bool:

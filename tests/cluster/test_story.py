@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 import pytest
-from conftest import CPUS_PER_NODE, Cluster
+from service_cluster import CPUS_PER_NODE, Cluster
 from services import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
@@ -44,8 +44,9 @@ def runs(cluster: Cluster, job: str, tracking: str | None = None) -> list[dict[s
         "client = MlflowClient(sys.argv[1]); "
         "experiment = client.get_experiment_by_name(sys.argv[2]); "
         "found = client.search_runs([experiment.experiment_id], "
-        "\"tags.`pwiser.kind` = 'trial'\"); "
-        "print(json.dumps([{'status': r.info.status, **r.data.to_dictionary()} for r in found]))"
+        "\"tags.`pwiser.kind` = 'trial'\") if experiment else []; "
+        "print(json.dumps([{'status': r.info.status, 'start': r.info.start_time, "
+        "'end': r.info.end_time, **r.data.to_dictionary()} for r in found]))"
     )
     uri = tracking or cluster.services.tracking
     asked = cluster.hosts["c"].run("python", "-c", script, uri, job, cwd=cluster.laptop)
@@ -162,12 +163,11 @@ def test_mlflow_refuses_whoever_has_no_password(cluster: Cluster, story: str, co
 def test_stop_is_quick_frees_the_cluster_and_resume_finishes(
     cluster: Cluster, dataset: str
 ) -> None:
-    search = {"sampler": "random", "pruner": "none", "trials": 10}
-    training = {"epochs": 40, "batch_size": 64, "evaluate_every": 1.0, "precision": "float32"}
+    search = {"sampler": "random", "pruner": "none", "trials": 8}
+    training = {"epochs": 12, "batch_size": 64, "evaluate_every": 1.0, "precision": "float32"}
     job = cluster.write_job("halted", search=search, training=training)
     job_id = cluster.done("submit", job).strip()
-    wait_until(lambda: (cluster.status(job_id)["progress"] or {"studies": [{"done": 0}]})[
-        "studies"][0]["done"] >= 2, "two trials", 240)  # fmt: skip
+    wait_until(lambda: num_done(cluster, job_id) > 0, "a trial", 400)
     secrets_are_nowhere(cluster)
     second = cluster.pwiser("submit", job)
     assert second.returncode == 2
@@ -178,49 +178,35 @@ def test_stop_is_quick_frees_the_cluster_and_resume_finishes(
     )
     stopped = datetime.fromisoformat(cluster.status(job_id)["job"]["ended"]).timestamp()
     assert stopped - asked < STOP_WITHIN_S
-    wait_until(lambda: _is_idle(cluster), "a free cluster", FREE_WITHIN_S)
+    wait_until(lambda: is_idle(cluster), "a free cluster", FREE_WITHIN_S)
     before = runs(cluster, "halted")
     assert {run["status"] for run in before} == {"FINISHED", "KILLED"}
-    finished = {
-        run["tags"]["pwiser.trial"]: run["metrics"] for run in before if run["status"] == "FINISHED"
-    }
-    training_of = [run["tags"]["pwiser.params"] for run in before]
     cluster.done("resume", "halted", "--wait", timeout=600)
     after = runs(cluster, "halted")
-    assert [run["tags"]["pwiser.trial"] for run in after] == [str(number) for number in range(10)]
+    assert [run["tags"]["pwiser.trial"] for run in after] == [str(number) for number in range(8)]
     assert {run["status"] for run in after} == {"FINISHED"}
-    assert [run["tags"]["pwiser.params"] for run in after][: len(before)] == training_of
-    for run in finished:
-        again = after[int(run["tags"]["pwiser.trial"])]["metrics"]
-        assert {name: value for name, value in again.items() if "test/" not in name} == run[
-            "metrics"
-        ]
+    for run, again in zip(before, after, strict=False):
+        assert again["tags"]["pwiser.params"] == run["tags"]["pwiser.params"]
+        if run["status"] == "FINISHED":
+            metrics = again["metrics"]
+            kept = {name: value for name, value in metrics.items() if "test/" not in name}
+            assert kept == run["metrics"]
 
 
 def test_two_jobs_share_the_cluster(cluster: Cluster, dataset: str) -> None:
     resources = {"lanes": 1, "cpus_per_worker": CPUS_PER_NODE}
-    training = {"epochs": 8, "batch_size": 64, "precision": "float32"}
-    ids = [
-        cluster.done(
-            "submit", cluster.write_job(name, resources=resources, training=training)
-        ).strip()
-        for name in ("left", "right")
-    ]
-    groups: set[int] = set()
-
-    def both_run() -> bool:
-        groups.add(len(cluster.resources()["groups"]))
-        return 2 in groups
-
-    wait_until(both_run, "both jobs' lanes", 240)
-    assert max(groups) == 2
+    jobs = [cluster.write_job(name, resources=resources) for name in ("left", "right")]
+    ids = [cluster.done("submit", job).strip() for job in jobs]
     for job_id in ids:
-        cluster.done("logs", job_id, "-f")
+        cluster.done("logs", job_id, "-f", timeout=600)
         assert cluster.status(job_id)["job"]["state"] == "succeeded"
     left, right = runs(cluster, "left"), runs(cluster, "right")
     for trials in (left, right):
         assert [run["status"] for run in trials] == ["FINISHED"] * 6
         assert len({run["tags"]["pwiser.nodes"] for run in trials}) == 1
+    assert left[0]["tags"]["pwiser.nodes"] != right[0]["tags"]["pwiser.nodes"]
+    assert left[0]["start"] < right[-1]["end"]
+    assert right[0]["start"] < left[-1]["end"]
     same_results(left, right)
 
 
@@ -248,9 +234,14 @@ def test_a_secret_is_found_nowhere(cluster: Cluster, story: str) -> None:
     secrets_are_nowhere(cluster)
 
 
-def _is_idle(cluster: Cluster) -> bool:
+def num_done(cluster: Cluster, job: str) -> int:
+    progress = cluster.status(job)["progress"]
+    return sum(study["done"] for study in progress["studies"]) if progress else 0
+
+
+def is_idle(cluster: Cluster) -> bool:
     found = cluster.resources()
-    return found["free"]["CPU"] == found["total"]["CPU"] and not found["groups"]
+    return bool(found["free"]["CPU"] == found["total"]["CPU"] and not found["groups"])
 
 
 def secrets_are_nowhere(cluster: Cluster) -> None:
@@ -273,7 +264,6 @@ def secrets_are_nowhere(cluster: Cluster) -> None:
     assert "halted" in described.stdout or "story" in described.stdout, described.stderr
     places["job descriptions"] = described.stdout.encode()
     for job in {found["job"]["name"] for found in json.loads(cluster.done("jobs", "--json"))}:
-        if job != "astray":
-            places[f"records of {job}"] = json.dumps(runs(cluster, job)).encode()
+        places[f"records of {job}"] = json.dumps(runs(cluster, job)).encode()
     found = [place for place, content in places.items() if any(s in content for s in secrets)]
     assert found == []

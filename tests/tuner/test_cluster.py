@@ -1,3 +1,6 @@
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from tuner.cluster import Lanes, Node, plan_lanes
@@ -11,9 +14,18 @@ def lanes(num_lanes: int, workers: int = 1, cpus: int = 1, gpus: float = 0.0) ->
     )
 
 
-def node(cpus: float, gpus: float = 0, gigabytes: float = 0) -> Node:
-    size_bytes = int(gigabytes * 1024**3)
-    return Node(id="node", address="10.0.0.1", cpus=cpus, gpus=gpus, memory_bytes=size_bytes)
+def nodes(*sizes: tuple[float, float]) -> list[Node]:
+    """Nodes of so many CPUs and GPUs."""
+    return [
+        Node(id=f"node{number}", address=f"10.0.0.{number}", cpus=cpus, gpus=gpus)
+        for number, (cpus, gpus) in enumerate(sizes)
+    ]
+
+
+def refusal(settings: dict[str, Any], *sizes: tuple[float, float], **known: Any) -> str:
+    with pytest.raises(ClusterError) as caught:
+        plan_lanes(ResourceSettings(**settings), nodes(*sizes), **known)
+    return str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -41,27 +53,96 @@ def node(cpus: float, gpus: float = 0, gigabytes: float = 0) -> Node:
 def test_as_many_lanes_as_the_cluster_holds(
     settings: dict[str, float], cpus: float, gpus: float, planned: Lanes
 ) -> None:
-    assert plan_lanes(ResourceSettings(**settings), [node(cpus, gpus)]) == planned
+    assert plan_lanes(ResourceSettings(**settings), nodes((cpus, gpus))) == planned
 
 
 @pytest.mark.parametrize(
-    ("settings", "nodes", "free", "planned"),
+    ("settings", "sizes", "planned"),
     [
-        ({}, [node(64, gigabytes=8)], None, lanes(4, cpus=16)),
-        ({}, [node(4, gigabytes=8)], None, lanes(4)),
-        ({}, [node(4, gigabytes=1)], None, lanes(1, cpus=4)),
-        ({"lanes": 4}, [node(4, gigabytes=1)], None, lanes(4)),
-        ({"workers_per_lane": 2}, [node(64, gigabytes=6)], None, lanes(2, workers=2, cpus=16)),
-        ({"lanes": 3}, [node(4), node(4)], None, lanes(3, cpus=2)),
-        ({"lanes": 2}, [node(8)], {"CPU": 5.0}, lanes(2, cpus=2)),
-        ({}, [node(8)], {"CPU": 3.0}, lanes(3)),
-        ({}, [node(8)], {"CPU": 0.0}, lanes(1)),
+        ({"cpus_per_worker": 2}, [(3, 0), (3, 0)], lanes(2, cpus=2)),
+        ({"cpus_per_worker": 2, "workers_per_lane": 2}, [(3, 0), (3, 0)], lanes(1, 2, 2)),
+        ({"workers_per_lane": 4}, [(2, 0), (2, 0)], lanes(1, workers=4)),
+        ({}, [(0, 0), (2, 0), (3, 0)], lanes(5)),
+        ({}, [(8, 0), (2, 4)], lanes(2, gpus=1.0)),
+        ({"gpus_per_worker": 0.6}, [(4, 1), (4, 1)], lanes(2, cpus=4, gpus=0.6)),
     ],
 )
-def test_lanes_share_cores_and_memory_and_leave_other_jobs_theirs(
-    settings: dict[str, int], nodes: list[Node], free: dict[str, float] | None, planned: Lanes
+def test_each_worker_finds_room_on_one_node(
+    settings: dict[str, float], sizes: list[tuple[float, float]], planned: Lanes
 ) -> None:
-    assert plan_lanes(ResourceSettings(**settings), nodes, free=free) == planned
+    assert plan_lanes(ResourceSettings(**settings), nodes(*sizes)) == planned
+
+
+@pytest.mark.parametrize(
+    ("free", "num_lanes"),
+    [
+        ({"CPU": 8.0}, 8),
+        ({"CPU": 3.0}, 3),
+        ({"CPU": 3.9}, 3),
+        ({"CPU": 0.0}, 1),
+        ({}, 1),
+        ({"CPU": 100.0}, 8),
+    ],
+)
+def test_what_other_jobs_hold_lowers_the_default_number_but_never_below_one(
+    free: dict[str, float], num_lanes: int
+) -> None:
+    assert plan_lanes(ResourceSettings(), nodes((4, 0), (4, 0)), free=free) == lanes(num_lanes)
+
+
+@pytest.mark.parametrize(
+    ("settings", "cpus", "gigabytes", "planned"),
+    [
+        ({}, 64, 8, lanes(4, cpus=16)),
+        ({}, 4, 8, lanes(4)),
+        ({}, 4, 1, lanes(1, cpus=4)),
+        ({"lanes": 4}, 4, 1, lanes(4)),
+        ({"workers_per_lane": 2}, 64, 6, lanes(2, workers=2, cpus=16)),
+    ],
+)
+def test_memory_bounds_the_default_number_and_fewer_lanes_have_more_cores(
+    settings: dict[str, int], cpus: float, gigabytes: int, planned: Lanes
+) -> None:
+    node = replace(*nodes((cpus, 0)), memory_bytes=gigabytes * 1024**3)
+    assert plan_lanes(ResourceSettings(**settings), [node]) == planned
+
+
+def test_lanes_share_the_cores_of_their_node_that_other_jobs_leave() -> None:
+    three, two = ResourceSettings(lanes=3), ResourceSettings(lanes=2)
+    assert plan_lanes(three, nodes((4, 0), (4, 0))) == lanes(3, cpus=2)
+    assert plan_lanes(two, nodes((8, 0)), free={"CPU": 5.0}) == lanes(2, cpus=2)
+
+
+def test_free_gpus_bound_the_default_number_too() -> None:
+    planned = plan_lanes(ResourceSettings(), nodes((16, 4)), free={"CPU": 16.0, "GPU": 2.0})
+    assert planned == lanes(2, cpus=4, gpus=1.0)
+
+
+def test_a_number_that_fits_when_other_jobs_end_is_never_refused() -> None:
+    settings = ResourceSettings(lanes=8)
+    assert plan_lanes(settings, nodes((4, 0), (4, 0)), free={}) == lanes(8)
+    assert refusal({"lanes": 9}, (4, 0), (4, 0), free={"CPU": 8.0}).endswith(
+        "; set resources.lanes to 8 or less"
+    )
+
+
+def test_what_an_autoscaler_may_add_can_be_waited_for() -> None:
+    limits = {"CPU": 32.0, "GPU": 4.0}
+    empty_head = nodes((0, 0))
+    assert plan_lanes(ResourceSettings(lanes=4), empty_head, limits=limits) == lanes(4, gpus=1.0)
+    assert plan_lanes(ResourceSettings(), empty_head, limits=limits) == lanes(1, gpus=1.0)
+    assert plan_lanes(
+        ResourceSettings(lanes=8, workers_per_lane=2, cpus_per_worker=2, gpus_per_worker=0),
+        nodes((4, 0)),
+        limits=limits,
+    ) == lanes(8, 2, 2)
+
+
+def test_what_is_beyond_an_autoscalers_limits_is_refused() -> None:
+    assert refusal({"lanes": 5}, (2, 0), limits={"CPU": 4.0}) == (
+        "resources: 5 lane(s) of 1 worker(s) need 5 CPUs and 0 GPUs, the cluster has 2 and 0; "
+        "set resources.lanes to 2 or less"
+    )
 
 
 @pytest.mark.parametrize(
@@ -96,6 +177,25 @@ def test_lanes_share_cores_and_memory_and_leave_other_jobs_theirs(
 def test_lanes_that_do_not_fit_are_refused(
     settings: dict[str, float], cpus: float, gpus: float, message: str
 ) -> None:
-    with pytest.raises(ClusterError) as caught:
-        plan_lanes(ResourceSettings(**settings), [node(cpus, gpus)])
-    assert str(caught.value) == message
+    assert refusal(settings, (cpus, gpus)) == message
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"lanes": 3, "cpus_per_worker": 2},
+            "resources: 3 lane(s) of 1 worker(s) need 6 CPUs and 0 GPUs, the cluster has 6 and 0 "
+            "on 2 nodes (the largest 3 and 0; a worker needs 2 and 0 on one node); "
+            "set resources.lanes to 2 or less",
+        ),
+        (
+            {"cpus_per_worker": 4},
+            "resources: 1 lane(s) of 1 worker(s) need 4 CPUs and 0 GPUs, the cluster has 6 and 0 "
+            "on 2 nodes (the largest 3 and 0; a worker needs 4 and 0 on one node); "
+            "ask for less per lane",
+        ),
+    ],
+)
+def test_of_several_nodes_the_largest_is_named(settings: dict[str, Any], message: str) -> None:
+    assert refusal(settings, (3, 0), (3, 0)) == message

@@ -1,7 +1,9 @@
 import asyncio
+import gc
 from collections.abc import Coroutine
 from typing import Any
 
+from tuner import trial_queue
 from tuner.messages import Ended, Report, TestTask, TrialTask
 from tuner.trial_queue import CLOSED, MAX_ATTEMPTS, TrialQueue
 
@@ -319,5 +321,45 @@ def test_after_cancelling_all_no_trial_begins_but_a_test_does() -> None:
         assert await take(queue) == winner
         assert not await queue.report("test/a", report(1, last=True))
         assert await queue.next_message("test/a") == report(1, last=True)
+
+    run(test())
+
+
+def test_trials_that_have_ended_leave_nothing_behind() -> None:
+    async def test() -> None:
+        queue = TrialQueue()
+        for number in range(50):
+            name = str(number)
+            await queue.submit(task(name))
+            if number % 5 != 0:  # the others are cancelled before a lane takes them
+                await take(queue)
+                poll = asyncio.create_task(queue.wait_cancelled(name))
+                await queue.report(name, report(1, last=True))
+                await queue.next_message(name)
+                await queue.finish("lane")
+                await poll
+            await queue.cancel(name)
+        assert await queue.take("lane", timeout_s=0.01) is None
+        gc.collect()
+        assert not any(type(found) is trial_queue._Entry for found in gc.get_objects())
+        await queue.cancel_all("interrupted")
+
+    run(test())
+
+
+def test_hundreds_of_lanes_wait_at_once_and_each_gets_its_task() -> None:
+    async def test() -> None:
+        queue = TrialQueue()
+        names = [str(number) for number in range(500)]
+        takes = [asyncio.create_task(take(queue, name)) for name in names]
+        await settle()
+        for name in names:
+            await queue.submit(task(name))
+        assert [await one for one in takes] == [task(name) for name in names]
+        verdicts = [asyncio.create_task(queue.report(name, report(1))) for name in names]
+        for name in names:
+            assert await queue.next_message(name) == report(1)
+        await queue.cancel_all("interrupted")
+        assert [await verdict for verdict in verdicts] == [False] * len(names)
 
     run(test())

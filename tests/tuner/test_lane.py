@@ -1,0 +1,67 @@
+"""What a lane does between its steps, on a real queue; whole lanes are in test_lanes."""
+
+from collections.abc import Iterator
+
+import pytest
+import ray
+import torch
+
+from trainables.workers import Workers
+from tuner.cluster import connected
+from tuner.lane import CANCEL_POLL_S, _CancelPoll
+from tuner.lanes import queue_actor
+from tuner.messages import TrialTask
+
+pytestmark = pytest.mark.ray
+
+ALONE = Workers(device=torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def ray_session() -> Iterator[None]:
+    with connected():
+        yield
+
+
+@pytest.fixture
+def queue(ray_session: None) -> ray.actor.ActorHandle:
+    """A queue with one trial, "a"."""
+    queue = queue_actor().remote()
+    task = TrialTask(
+        id="a", dataset="/data/us", configuration={}, objectives=("mean_auc",), checkpoint="/c"
+    )
+    ray.get(queue.submit.remote(task))
+    return queue
+
+
+def poll_of(queue: ray.actor.ActorHandle) -> _CancelPoll:
+    return _CancelPoll(queue.wait_cancelled, "a", lambda look: look(), ALONE)
+
+
+def test_a_trial_goes_on_until_it_is_cancelled(queue: ray.actor.ActorHandle) -> None:
+    poll = poll_of(queue)
+    assert not any(poll() for _ in range(1000))
+    ray.get(queue.cancel.remote("a"))
+    assert any(poll() for _ in range(10_000_000))
+
+
+def test_quick_steps_look_seldom(queue: ray.actor.ActorHandle) -> None:
+    looks = 0
+
+    def decide(look: object) -> tuple[bool, int]:
+        nonlocal looks
+        looks += 1
+        found: tuple[bool, int] = look()  # type: ignore[operator]
+        return found
+
+    poll = _CancelPoll(queue.wait_cancelled, "a", decide, ALONE)
+    for _ in range(10_000):
+        assert not poll()
+    assert looks < 1000
+
+
+def test_slow_steps_are_looked_at_one_by_one(queue: ray.actor.ActorHandle) -> None:
+    poll = poll_of(queue)
+    poll.looked -= 10 * CANCEL_POLL_S  # as if the step had taken so long
+    assert not poll()
+    assert poll.steps_to_go == 1

@@ -1,0 +1,104 @@
+"""Ray Tune's side of a trial on a real Ray; the test itself is the lane."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+from ray import tune
+
+from tuner.cluster import connected
+from tuner.job import Job
+from tuner.job_search import JobSearch
+from tuner.lanes import queue_actor
+from tuner.messages import Report, TrialTask
+from tuner.search import StudySearch
+from tuner.study import Study, Trial, TrialState
+from tuner.trial import LaneTrial
+from tuner.trial_queue import CLOSED
+from tuner.tune_adapters import JobScheduler, JobSearcher
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def ray_session() -> Iterator[None]:
+    with connected():
+        yield
+
+
+def make_task(trial: Trial) -> TrialTask:
+    return TrialTask(
+        id=trial.id,
+        dataset=trial.study.dataset_uri,
+        configuration={},
+        objectives=trial.objectives,
+        checkpoint="/nowhere",
+    )
+
+
+def evaluation(index: int, *, last: bool) -> Report:
+    metrics = {"ctr_auc": 0.5, "ctcvr_auc": 0.5}
+    return Report(index=index, last=last, step=index, epoch=index, metrics=metrics)
+
+
+def kill_tune_actors() -> None:
+    for process in psutil.Process().children(recursive=True):
+        if process.cmdline()[:1] and process.cmdline()[0].startswith("ray::ResourceTrainable"):
+            os.kill(process.pid, signal.SIGKILL)
+
+
+def serve(queue: ray.actor.ActorHandle, verdicts: list[bool]) -> None:
+    """Be a lane; the first trial's Tune actor dies before its first evaluation."""
+    while (task := ray.get(queue.take.remote("lane", timeout_s=60))) != CLOSED:
+        if task is None:
+            continue
+        first = not verdicts
+        if first:
+            kill_tune_actors()
+        verdicts.append(ray.get(queue.report.remote(task.id, evaluation(1, last=not first))))
+        ray.get(queue.finish.remote("lane"))
+
+
+def test_a_trial_whose_tune_actor_dies_fails_and_the_others_go_on(
+    ray_session: None, tmp_path: Path
+) -> None:
+    settings = {"sampler": "random", "pruner": "none", "trials": 3}
+    job = Job.model_validate(
+        {"name": "job", "datasets": ["us"], "models": ["dnn"], "search": settings}
+    )
+    study = Study(dataset="us", dataset_uri="/data/us", model="dnn")
+    search = JobSearch([StudySearch(study, job)], [])
+    queue, verdicts = queue_actor().remote(), list[bool]()
+    searcher = JobSearcher(search, make_task, lambda trial: queue.cancel.remote(trial.id))
+    lane = threading.Thread(target=serve, args=(queue, verdicts), daemon=True)
+    lane.start()
+    tune.Tuner(
+        tune.with_resources(tune.with_parameters(LaneTrial, queue=queue), {"memory": 1}),
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=JobScheduler(searcher, search),
+            num_samples=-1,
+            max_concurrent_trials=1,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(tmp_path),
+            verbose=0,
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+        ),
+    ).fit()
+    ray.get(queue.close.remote())
+    lane.join()
+    assert [trial.state for trial in search.trials] == [
+        TrialState.FAILED,
+        TrialState.COMPLETE,
+        TrialState.COMPLETE,
+    ]
+    assert search.trials[0].failure == "its Tune actor died"
+    assert verdicts == [False, False, False]  # the dead one's lane is told to stop
