@@ -127,6 +127,7 @@ def test_a_job_needs_no_more_than_a_name_and_datasets(read: Callable[[str], Job]
             "precision": "auto",
             "evaluate_every": 1.0,
             "folding": "auto",
+            "embedding_optimizer": "auto",
             "seed": 0,
         },
         "model": {},
@@ -134,7 +135,7 @@ def test_a_job_needs_no_more_than_a_name_and_datasets(read: Callable[[str], Job]
         "resources": {
             "lanes": None,
             "workers_per_lane": 1,
-            "cpus_per_worker": 1,
+            "cpus_per_worker": None,
             "gpus_per_worker": None,
         },
         "data": {"mode": "auto", "buffer_mib": 512},
