@@ -118,6 +118,32 @@ def test_memory_that_is_short_stands_in_the_way_on_each_such_node(tiny_dataset: 
     )
 
 
+@pytest.mark.parametrize(
+    ("mode", "memory_bytes", "streams"),
+    [
+        ("memory", GIB, False),
+        ("stream", GIB, True),
+        ("auto", GIB, False),
+        ("auto", 1024**2, True),
+        ("auto", 0, False),  # nobody knows
+    ],
+)
+def test_a_worker_that_streams_needs_its_buffer_and_no_copy_of_the_data(
+    tiny_dataset: Dataset, mode: str, memory_bytes: int, streams: bool
+) -> None:
+    settings = {"mode": mode, "buffer_mib": 64}
+    nodes = (node(memory_bytes=memory_bytes),)
+    found = plan(tiny_dataset, lanes(1), nodes=nodes, data=settings).lanes
+    assert found is not None
+    assert (found.data_bytes == 0) == streams
+    assert found.memory_bytes == GIB + (64 * 1024**2 if streams else 0)
+
+
+def test_a_cluster_without_a_worker_yet_can_be_planned_for(tiny_dataset: Dataset) -> None:
+    found = plan(tiny_dataset, lanes(1), nodes=(node(cpus=0, memory_bytes=GIB),))
+    assert found.obstacles == ()
+
+
 def test_memory_of_nodes_that_no_worker_comes_to_is_not_counted(tiny_dataset: Dataset) -> None:
     nodes = (node("head", cpus=0, memory_bytes=1), node("worker", cpus=4, memory_bytes=9 * GIB))
     assert plan(tiny_dataset, lanes(4), nodes=nodes).obstacles == ()
