@@ -81,7 +81,7 @@ class Head:
             "models": ["mine:Mine"],
             "search": {"sampler": "random", "pruner": "none", "trials": NUM_TRIALS},
             "training": {"epochs": 10, "batch_size": 256, "learning_rate": 0.01},
-            "resources": {"lanes": 1},
+            "resources": {"lanes": 1, "cpus_per_worker": 1},
             "storage": str(self.directory / "storage"),
         }
         path = self.directory / f"{name}.yaml"

@@ -21,7 +21,7 @@ SMALL = {
     "search": {"trials": 3, "pruner": "none"},
     "training": {"epochs": 2, "batch_size": 256},
     "model": {"embedding_dim": 4, "hidden_units": [8]},
-    "resources": {"lanes": 1},
+    "resources": {"lanes": 1, "cpus_per_worker": 1},
 }
 
 

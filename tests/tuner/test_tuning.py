@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 SMALL = {
     "training": {"epochs": 2, "batch_size": 256, "learning_rate": 0.01},
     "model": {"embedding_dim": 4},
-    "resources": {"lanes": 1},
+    "resources": {"lanes": 1, "cpus_per_worker": 1},
 }
 
 
