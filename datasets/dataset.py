@@ -9,6 +9,7 @@ from datasets.errors import DatasetError
 from datasets.filesystem import locate
 from datasets.loading import Impressions, SplitReader, shared_impressions
 from datasets.manifest import Manifest
+from datasets.schema import id_columns
 from datasets.vocabulary import id_type, read_vocabularies
 
 __all__ = ["Dataset", "Impressions", "SplitStatistics", "open_dataset", "statistics", "total"]
@@ -37,8 +38,9 @@ class Dataset:
         """Return the size of a split's arrays when they are loaded, without loading them."""
         manifest = self.manifest
         id_bytes = np.dtype(id_type(max(manifest.vocabulary_sizes.values(), default=1))).itemsize
-        row_bytes = len(manifest.table.categorical) * id_bytes
-        row_bytes += len(manifest.table.numerical) * np.dtype(np.float32).itemsize
+        row_bytes = len(id_columns(manifest.table.categorical)) * id_bytes
+        value_bytes = np.dtype(manifest.table.numerical_type).itemsize
+        row_bytes += len(manifest.table.numerical) * value_bytes
         return manifest.splits[split].impressions * (row_bytes + NUM_LABELS)
 
     def encoder(self) -> Encoder:
@@ -53,6 +55,7 @@ class Dataset:
             numerical=schema.numerical,
             vocabularies=read_vocabularies(locate(self.uri), list(schema.categorical)),
             statistics=self.manifest.statistics,
+            numerical_type=schema.numerical_type,
         )
 
     def load(self, split: str) -> Impressions:
