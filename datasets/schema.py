@@ -27,6 +27,7 @@ from datasets.errors import TableError
 __all__ = [
     "CLICK",
     "CONVERSION",
+    "MAX_VALUES",
     "CategoricalField",
     "Labels",
     "Normalization",
@@ -43,6 +44,9 @@ CONVERSION = "conversion"
 
 Normalization = Literal["standard", "log", "minmax", "none"]
 NumericalType = Literal["float32", "float16"]
+
+MAX_VALUES = 1024
+"""How long a bag may be: every place is a column of the prepared dataset."""
 
 _LABEL_NAMES = (CLICK, CONVERSION)
 _SEPARATOR = "|"
@@ -68,7 +72,7 @@ class CategoricalField(_Strict):
     max_values: int | None = Field(
         default=None,
         ge=1,
-        le=1024,
+        le=MAX_VALUES,
         description=(
             "cells hold several values, of which the first so many count: 1 keeps the first alone, "
             "more make the field a bag, whose values' vectors are averaged; without it a cell is "
