@@ -32,7 +32,10 @@ class TrainingError(PwiserError):
 
 @dataclass(frozen=True)
 class DeviceImpressions:
-    """A split on a device: `ids_NF` integers, `numericals_ND` float32, labels (N,) uint8."""
+    """A split on a device: `ids_NF` integers, `numericals_ND` floats, labels (N,) uint8.
+
+    F counts columns of ids: a bag has as many as it is long. Models get numericals as float32.
+    """
 
     ids_NF: torch.Tensor
     numericals_ND: torch.Tensor
@@ -183,7 +186,7 @@ def predict_logits(model: nn.Module, split: DeviceImpressions, workers: Workers)
     parts = [
         model(
             split.ids_NF[start : min(start + EVALUATION_BATCH, share.stop)],
-            split.numericals_ND[start : min(start + EVALUATION_BATCH, share.stop)],
+            split.numericals_ND[start : min(start + EVALUATION_BATCH, share.stop)].float(),
         )
         for start in range(share.start, share.stop, EVALUATION_BATCH)
     ]
@@ -247,7 +250,7 @@ class _Stepper:
         with torch.autocast(
             self.workers.device.type, self.dtype, enabled=self.dtype != torch.float32
         ):
-            logits_BT = self.parallel(batch.ids_NF, batch.numericals_ND)
+            logits_BT = self.parallel(batch.ids_NF, batch.numericals_ND.float())
         losses = training_loss(
             logits_BT,
             batch.clicks_N,

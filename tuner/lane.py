@@ -174,6 +174,7 @@ class _Lane:
             inputs = Inputs(
                 vocabulary_sizes=tuple(dataset.manifest.vocabulary_sizes.values()),
                 num_numericals=train_split.numericals_ND.shape[1],
+                bag_lengths=dataset.manifest.bag_lengths,
             )
             self.loaded = _LoadedDataset(dataset, inputs, train_split, valid_split)
         return self.loaded
