@@ -3,7 +3,8 @@
     pwiser data synth --out /tmp/demo --impressions 1000000
     python benchmarks/loading.py /tmp/demo
 
-Speed: ``Dataset.load`` of train, then ``torch.from_numpy``, in a process of its own, several times.
+Speed: ``Dataset.load`` of train, then ``torch.from_numpy``, several times; beside it the processor
+time of a row, over all threads, which other work on the machine disturbs less.
 A second lane: processes that load train and valid and read every tensor; memory is the sum of the
 proportional set sizes of one such process, and of two, less that of a process which has imported
 the same and loaded nothing. The last line is one line of JSON.
@@ -70,17 +71,19 @@ def main() -> None:
     if arguments.hold:
         hold(arguments.dataset, arguments.hold)
         return
-    rates = []
+    rates, row_us = [], []
     for _ in range(arguments.repeat):
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         tensors = tensors_of(open_dataset(arguments.dataset).load("train"))
         rates.append(len(tensors[0]) / (time.perf_counter() - started))
+        row_us.append((time.process_time() - cpu_started) / len(tensors[0]) * 1e6)
     shown = ", ".join(f"{rate:,.0f}" for rate in rates)
-    print(f"load: {shown} impressions/s")
+    print(f"load: {shown} impressions/s, {min(row_us):.2f} us of processor time a row")
     figures: dict[str, float] = {
         "impressions": len(tensors[0]),
         "load_best_per_s": round(max(rates)),
         "load_median_per_s": round(statistics.median(rates)),
+        "load_processor_us_per_row": round(min(row_us), 3),
     }
     del tensors
     for how in ("private", "shared"):

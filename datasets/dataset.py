@@ -10,6 +10,7 @@ from datasets.filesystem import locate
 from datasets.loading import Impressions, SplitReader, shared_impressions
 from datasets.manifest import Manifest
 from datasets.schema import id_columns
+from datasets.streaming import StreamedSplit
 from datasets.vocabulary import id_type, read_vocabularies
 
 __all__ = ["Dataset", "Impressions", "SplitStatistics", "open_dataset", "statistics", "total"]
@@ -34,14 +35,19 @@ class Dataset:
         """The SHA-256 of the content."""
         return self.manifest.digest
 
-    def size_bytes(self, split: str) -> int:
-        """Return the size of a split's arrays when they are loaded, without loading them."""
+    @property
+    def row_bytes(self) -> int:
+        """The size of one loaded impression: its features and two labels."""
         manifest = self.manifest
         id_bytes = np.dtype(id_type(max(manifest.vocabulary_sizes.values(), default=1))).itemsize
-        row_bytes = len(id_columns(manifest.table.categorical)) * id_bytes
+        feature_bytes = len(id_columns(manifest.table.categorical)) * id_bytes
         value_bytes = np.dtype(manifest.table.numerical_type).itemsize
-        row_bytes += len(manifest.table.numerical) * value_bytes
-        return manifest.splits[split].impressions * (row_bytes + NUM_LABELS)
+        feature_bytes += len(manifest.table.numerical) * value_bytes
+        return feature_bytes + NUM_LABELS
+
+    def size_bytes(self, split: str) -> int:
+        """Return the size of a split's arrays when they are loaded, without loading them."""
+        return self.manifest.splits[split].impressions * self.row_bytes
 
     def encoder(self) -> Encoder:
         """Return what encodes raw features as this dataset's rows were encoded.
@@ -77,6 +83,14 @@ class Dataset:
             DatasetError: As ``load``, or the directory cannot be written.
         """
         return shared_impressions(self._reader(split), self.manifest, split)
+
+    def stream(self, split: str) -> StreamedSplit:
+        """Open a split to be read window by window; nothing but its row groups' sizes is read.
+
+        Raises:
+            DatasetError: As ``load``.
+        """
+        return StreamedSplit(self._reader(split))
 
     def _reader(self, split: str) -> SplitReader:
         if split not in self.manifest.splits:

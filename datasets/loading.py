@@ -14,8 +14,8 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,10 +32,18 @@ from datasets.manifest import Manifest
 from datasets.pipeline import map_in_order
 from datasets.schema import CLICK, CONVERSION
 
-__all__ = ["CACHE_VARIABLE", "Impressions", "SplitReader", "cache_directory", "shared_impressions"]
+__all__ = [
+    "CACHE_VARIABLE",
+    "Impressions",
+    "RowGroup",
+    "SplitReader",
+    "cache_directory",
+    "shared_impressions",
+]
 
 CACHE_VARIABLE = "PWISER_CACHE_DIR"
-_BLOCK_ROWS = 1024
+_BLOCK_ROWS = 2048
+_BLOCK_PAD = 16  # columns a power of two apart fall into the same sets of the cache
 _UNUSED_DAYS = 7
 _READY = "ready"
 
@@ -68,6 +76,24 @@ class Impressions:
         arrays = (self.ids_NF, self.numericals_ND, self.clicks_N, self.conversions_N)
         return sum(array.nbytes for array in arrays)
 
+    def slice(self, start: int, stop: int) -> "Impressions":
+        """Give the rows from ``start`` to before ``stop``, without a copy."""
+        return Impressions(
+            self.ids_NF[start:stop],
+            self.numericals_ND[start:stop],
+            self.clicks_N[start:stop],
+            self.conversions_N[start:stop],
+        )
+
+    def take(self, index_N: npt.NDArray[np.int64]) -> "Impressions":
+        """Copy the rows of ``index_N``, in its order."""
+        return Impressions(
+            self.ids_NF[index_N],
+            self.numericals_ND[index_N],
+            self.clicks_N[index_N],
+            self.conversions_N[index_N],
+        )
+
 
 class _MakeArray(Protocol):
     def __call__(self, name: str, shape: tuple[int, ...], kind: type[Any]) -> npt.NDArray[Any]: ...
@@ -78,11 +104,18 @@ def _in_memory(name: str, shape: tuple[int, ...], kind: type[Any]) -> npt.NDArra
 
 
 @dataclass(frozen=True)
-class _RowGroup:
+class RowGroup:
+    """A row group of a part, and where its first row goes."""
+
     part: Location
     metadata: pq.FileMetaData
     index: int
     start: int
+
+    @property
+    def num_rows(self) -> int:
+        """The number of its rows."""
+        return int(self.metadata.row_group(self.index).num_rows)
 
 
 class SplitReader:
@@ -111,8 +144,49 @@ class SplitReader:
         Raises:
             DatasetError: A part is missing, damaged, or has other rows than the manifest says.
         """
-        num_rows = self._summary.impressions
-        impressions = Impressions(
+        impressions = self._make(self._summary.impressions, make)
+        for _ in map_in_order(partial(self._fill, impressions), self._row_groups()):
+            pass
+        pa.default_memory_pool().release_unused()  # what decoding needed
+        return impressions
+
+    def row_groups(self) -> list[RowGroup]:
+        """List the row groups in the order in which they are stored.
+
+        Raises:
+            DatasetError: A part is missing or damaged, or they have other rows than the manifest.
+        """
+        return list(self._row_groups())
+
+    def read_groups(self, groups: Sequence[RowGroup]) -> Impressions:
+        """Read the rows of some row groups, one after another, in this thread.
+
+        Raises:
+            DatasetError: A part is missing or damaged.
+        """
+        impressions = self._make(sum(group.num_rows for group in groups), _in_memory)
+        for group in _laid_out(groups):
+            self._fill(impressions, group)
+        return impressions
+
+    def read_labels(
+        self, groups: Sequence[RowGroup]
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+        """Read the clicks and the conversions of some row groups, and no other column.
+
+        Raises:
+            DatasetError: A part is missing or damaged.
+        """
+        labels = np.empty((2, sum(group.num_rows for group in groups)), np.uint8)
+        for group in _laid_out(groups):
+            rows = self._read_row_group(group, [CLICK, CONVERSION])
+            stop = group.start + rows.num_rows
+            labels[0, group.start : stop] = rows.column(CLICK).to_numpy()
+            labels[1, group.start : stop] = rows.column(CONVERSION).to_numpy()
+        return labels[0], labels[1]
+
+    def _make(self, num_rows: int, make: _MakeArray) -> Impressions:
+        return Impressions(
             make("ids_NF", (num_rows, len(self._encoder.id_columns)), self._encoder.id_type),
             make(
                 "numericals_ND",
@@ -122,12 +196,8 @@ class SplitReader:
             make("clicks_N", (num_rows,), np.uint8),
             make("conversions_N", (num_rows,), np.uint8),
         )
-        for _ in map_in_order(partial(self._fill, impressions), self._row_groups()):
-            pass
-        pa.default_memory_pool().release_unused()  # what decoding needed
-        return impressions
 
-    def _row_groups(self) -> Iterator[_RowGroup]:
+    def _row_groups(self) -> Iterator[RowGroup]:
         num_rows, start = self._summary.impressions, 0
         for name in self._summary.parts:
             part = self._directory / name
@@ -139,18 +209,24 @@ class SplitReader:
             if start + metadata.num_rows > num_rows:
                 raise self._wrong_rows(part.path, num_rows, start + metadata.num_rows)
             for index in range(metadata.num_row_groups):
-                yield _RowGroup(part, metadata, index, start)
-                start += metadata.row_group(index).num_rows
+                group = RowGroup(part, metadata, index, start)
+                yield group
+                start += group.num_rows
         if start != num_rows:
             raise self._wrong_rows(self._split, num_rows, start)
 
-    def _fill(self, impressions: Impressions, group: _RowGroup) -> None:
+    def _fill(self, impressions: Impressions, group: RowGroup) -> None:
+        try:
+            self._fill_rows(impressions, self._read_row_group(group), group.start)
+        except (pa.ArrowException, KeyError, ValueError) as error:
+            raise self._unreadable(group.part, error) from error
+
+    def _read_row_group(self, group: RowGroup, columns: list[str] | None = None) -> pa.Table:
         try:
             with group.part.filesystem.open_input_file(group.part.path) as stream:
                 file = pq.ParquetFile(stream, metadata=group.metadata)
-                rows = file.read_row_group(group.index, use_threads=False)
-                self._fill_rows(impressions, rows, group.start)
-        except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+                return file.read_row_group(group.index, columns, use_threads=False)
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise self._unreadable(group.part, error) from error
 
     def _fill_rows(self, impressions: Impressions, rows: pa.Table, start: int) -> None:
@@ -178,12 +254,20 @@ class SplitReader:
         )
 
 
+def _laid_out(groups: Sequence[RowGroup]) -> Iterator[RowGroup]:
+    """Give row groups their places one after another."""
+    start = 0
+    for group in groups:
+        yield replace(group, start=start)
+        start += group.num_rows
+
+
 def _transpose(columns: list[npt.NDArray[Any]], rows: npt.NDArray[Any]) -> None:
     """Write columns into the rows of a contiguous array, as many at a time as the cache holds."""
     if not columns:
         return
     kind = rows.dtype
-    block = np.empty((len(columns), _BLOCK_ROWS), kind)
+    block = np.empty((len(columns), _BLOCK_ROWS + _BLOCK_PAD), kind)
     for start in range(0, len(rows), _BLOCK_ROWS):
         stop = min(start + _BLOCK_ROWS, len(rows))
         for index, column in enumerate(columns):

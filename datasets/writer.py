@@ -31,7 +31,7 @@ def encoded_table(
 
 
 class PartsWriter:
-    """Writes rows as ``<folder>/part-00000.parquet`` and so on, zstd, row groups of 65,536.
+    """Writes rows as ``<folder>/part-00000.parquet`` and so on, LZ4, row groups of 65,536.
 
     Args:
         directory: The dataset's directory.
@@ -88,7 +88,7 @@ class PartsWriter:
             self._writer = pq.ParquetWriter(
                 self._sink,
                 group.schema,
-                compression="zstd",
+                compression="lz4",  # read twice as fast as zstd, an eighth larger
                 use_dictionary=[f.name for f in group.schema if pa.types.is_integer(f.type)],
             )
             self.parts.append(name)

@@ -4,9 +4,12 @@ Nothing here changes what is computed but for rounding. The measurements behind 
 docs/performance.md.
 """
 
+import contextlib
 import ctypes
+import os
 import sys
 from functools import cache
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -14,7 +17,15 @@ from torch import nn
 
 from trainables.models.embedding import FeatureEmbedding
 
-__all__ = ["Folding", "Precision", "compute_dtype", "fold_embeddings", "keep_freed_memory"]
+__all__ = [
+    "MEMORY_SHARE",
+    "Folding",
+    "Precision",
+    "compute_dtype",
+    "fits_in_memory",
+    "fold_embeddings",
+    "keep_freed_memory",
+]
 
 Folding = Literal["auto", "on", "off"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -23,6 +34,10 @@ FOLD_SLACK = 1.15
 """A folded block may cost this much more operations than a plain one: it has no lookup."""
 FOLD_MIN_SAVING = 0.3
 """Share of the first layer's operations that folding must save to pay for its many small ones."""
+
+MEMORY_SHARE = 0.5
+"""Of the memory that a dataset may take before it is streamed."""
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
 
@@ -72,6 +87,20 @@ def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
         capabilities = torch.cpu.get_capabilities()
         has_bfloat16 = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
     return torch.bfloat16 if has_bfloat16 else torch.float32
+
+
+def fits_in_memory(size_bytes: int, device: torch.device) -> bool:
+    """Whether a dataset is held in memory rather than streamed, where the job leaves it open.
+
+    It may take half of what this process may use: the node's memory, or less where a container has
+    a limit; on a GPU also half of the GPU's.
+    """
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+        limits.append(int(CGROUP_LIMIT.read_text()))
+    if device.type == "cuda":
+        limits.append(torch.cuda.get_device_properties(device).total_memory)
+    return size_bytes <= MEMORY_SHARE * min(limits)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""The training loop: data held on the device, batches by a device-side permutation.
+"""The training loop: batches of the train split, evaluations of the whole valid split.
 
 Shapes: N impressions of a split, B impressions of a batch, F categorical fields, D numericals,
 T heads.
@@ -13,7 +13,8 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from datasets import Impressions, PwiserError
+from datasets import PwiserError
+from trainables.batches import BatchShape, DeviceImpressions, Rows
 from trainables.configuration import TrainingSettings, TrialConfiguration, build_model
 from trainables.execution import compute_dtype, fold_embeddings, keep_freed_memory
 from trainables.loss import training_loss
@@ -28,43 +29,6 @@ EVALUATION_BATCH = 16_384
 
 class TrainingError(PwiserError):
     """A trial whose numbers went wrong."""
-
-
-@dataclass(frozen=True)
-class DeviceImpressions:
-    """A split on a device: `ids_NF` integers, `numericals_ND` floats, labels (N,) uint8.
-
-    F counts columns of ids: a bag has as many as it is long. Models get numericals as float32.
-    """
-
-    ids_NF: torch.Tensor
-    numericals_ND: torch.Tensor
-    clicks_N: torch.Tensor
-    conversions_N: torch.Tensor
-
-    @classmethod
-    def from_impressions(
-        cls, impressions: Impressions, device: torch.device
-    ) -> "DeviceImpressions":
-        """Copy a loaded split to a device."""
-        return cls(
-            torch.from_numpy(impressions.ids_NF).to(device),
-            torch.from_numpy(impressions.numericals_ND).to(device),
-            torch.from_numpy(impressions.clicks_N).to(device),
-            torch.from_numpy(impressions.conversions_N).to(device),
-        )
-
-    def __len__(self) -> int:
-        return len(self.clicks_N)
-
-    def rows(self, index: torch.Tensor | slice) -> "DeviceImpressions":
-        """Select rows, in the order of `index`."""
-        return DeviceImpressions(
-            self.ids_NF[index],
-            self.numericals_ND[index],
-            self.clicks_N[index],
-            self.conversions_N[index],
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +68,8 @@ class Evaluation:
 def train(
     configuration: TrialConfiguration,
     inputs: Inputs,
-    train_split: DeviceImpressions,
-    valid_split: DeviceImpressions,
+    train_split: Rows,
+    valid_split: Rows,
     workers: Workers,
     is_cancelled: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[Evaluation, nn.Module]]:
@@ -175,7 +139,7 @@ def train(
 
 
 @torch.no_grad()
-def predict_logits(model: nn.Module, split: DeviceImpressions, workers: Workers) -> torch.Tensor:
+def predict_logits(model: nn.Module, split: Rows, workers: Workers) -> torch.Tensor:
     """Compute the logits of a whole split in float32, each worker a share of it.
 
     Returns:
@@ -184,14 +148,12 @@ def predict_logits(model: nn.Module, split: DeviceImpressions, workers: Workers)
     model.eval()
     share = workers.share_of(len(split))
     parts = [
-        model(
-            split.ids_NF[start : min(start + EVALUATION_BATCH, share.stop)],
-            split.numericals_ND[start : min(start + EVALUATION_BATCH, share.stop)].float(),
-        )
-        for start in range(share.start, share.stop, EVALUATION_BATCH)
+        model(chunk.ids_NF, chunk.numericals_ND.float())
+        for chunk in split.chunks(share, EVALUATION_BATCH)
     ]
     num_heads = int(model.num_heads)  # type: ignore[arg-type]
-    logits_BT = torch.cat(parts) if parts else split.numericals_ND.new_zeros(0, num_heads)
+    empty = torch.zeros(0, num_heads, device=workers.device)
+    logits_BT = torch.cat(parts) if parts else empty
     return workers.gather_rows(logits_BT.float(), len(split))
 
 
@@ -202,12 +164,11 @@ class _Stepper:
         self,
         configuration: TrialConfiguration,
         model: nn.Module,
-        split: DeviceImpressions,
+        split: Rows,
         workers: Workers,
     ) -> None:
         settings, loss = configuration.training, configuration.loss
         device = workers.device
-        self.split = split
         self.workers = workers
         self.gate = loss.gate
         self.weights = [
@@ -230,23 +191,16 @@ class _Stepper:
             )
         num_batches = -(-len(split) // settings.batch_size)
         self.steps_per_epoch = min(num_batches, len(split) // workers.size)
-        self.rows_per_worker = len(split) // (self.steps_per_epoch * workers.size)
-        fold_embeddings(model, settings.folding, self.rows_per_worker)
-        self.generator = torch.Generator(device).manual_seed(settings.seed)
-        self.order = torch.empty(0, dtype=torch.int64, device=device)
-        self.position = self.steps_per_epoch
+        rows = len(split) // (self.steps_per_epoch * workers.size)
+        fold_embeddings(model, settings.folding, rows)
+        shape = BatchShape(steps_per_epoch=self.steps_per_epoch, rows=rows, seed=settings.seed)
+        self.batches = split.batches(shape, workers)
         self.losses = torch.zeros(3, device=device)
         self.num_losses = 0
 
     def step(self) -> None:
         """Train on the next batch, without waiting for the device."""
-        if self.position == self.steps_per_epoch:
-            self.order = torch.randperm(
-                len(self.split), generator=self.generator, device=self.workers.device
-            )
-            self.position = 0
-        start = (self.position * self.workers.size + self.workers.rank) * self.rows_per_worker
-        batch = self.split.rows(self.order[start : start + self.rows_per_worker])
+        batch = self.batches.next()
         with torch.autocast(
             self.workers.device.type, self.dtype, enabled=self.dtype != torch.float32
         ):
@@ -264,7 +218,6 @@ class _Stepper:
         self.optimizer.step()
         self.losses += torch.stack(losses).detach()
         self.num_losses += 1
-        self.position += 1
 
     def mean_losses(self) -> tuple[float, float, float]:
         """Mean loss, BCE and PWiseR over steps and workers since the last call; waits for both."""

@@ -3,7 +3,6 @@
 import re
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -24,6 +23,7 @@ from tuner.space import Dimension, SearchSpace, has_field
 
 __all__ = [
     "Budget",
+    "DataSettings",
     "Job",
     "ResourceSettings",
     "SearchSettings",
@@ -42,8 +42,11 @@ DEFAULT_SPACE = {
 }
 
 
+PASSWORD_PATTERN = r"://[^/@:]*:[^@]*@"  # with a slash in it too, as AWS's secret keys have
+
+
 def _refuse_password(uri: str) -> None:
-    if urlsplit(uri).password is not None:
+    if re.search(PASSWORD_PATTERN, uri):
         raise ValueError(
             f"a password stands before {uri.rpartition('@')[2]}, and job files are kept and shown; "
             "give it in the environment (MLFLOW_TRACKING_PASSWORD, AWS_SECRET_ACCESS_KEY)"
@@ -110,6 +113,19 @@ class ResourceSettings(Settings):
     )
 
 
+class DataSettings(Settings):
+    """How the lanes read the datasets."""
+
+    mode: Literal["auto", "memory", "stream"] = Field(
+        "auto",
+        description="memory holds a dataset, once per node; stream reads it again in every epoch; "
+        "auto holds what takes at most half of the memory",
+    )
+    buffer_mib: int = Field(
+        512, ge=16, description="MiB that one worker holds of a streamed dataset, to shuffle them"
+    )
+
+
 class Budget(Settings):
     """When to stop even though trials are left."""
 
@@ -149,6 +165,7 @@ class Job(Settings):
     )
     loss: LossSettings = LossSettings()
     resources: ResourceSettings = ResourceSettings()
+    data: DataSettings = DataSettings()
     budget: Budget = Budget()
     tracking: TrackingSettings = TrackingSettings()
     storage: str = Field("pwiser", description="directory or URI of checkpoints")

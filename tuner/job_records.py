@@ -35,7 +35,7 @@ def read_progress(client: MlflowClient, job: str) -> JobProgress:
 
 def _study_progress(parent: Run, trials: list[Run]) -> StudyProgress:
     tags = parent.data.tags
-    states = [TrialState(run.data.tags.get("pwiser.state", "running")) for run in trials]
+    states = [_state(run) for run in trials]
     num_done = sum(state.ended and state is not TrialState.STOPPED for state in states)
     num_trials = int(tags.get(TRIALS_TAG, len(trials)))
     best, best_trial = max(
@@ -56,12 +56,19 @@ def _study_progress(parent: Run, trials: list[Run]) -> StudyProgress:
     )
 
 
+def _state(run: Run) -> TrialState:
+    """Of a trial that runs again after it was stopped the tag still says that it was."""
+    if run.info.status == "RUNNING":
+        return TrialState.RUNNING
+    return TrialState(run.data.tags.get("pwiser.state", TrialState.STOPPED))
+
+
 def _scores(trials: list[Run]) -> list[tuple[Run, float]]:
     """Each usable trial with its best score; of a running one that of its last evaluation."""
     scores = [
         (run, run.data.metrics.get("best/objective", run.data.metrics.get("valid/objective")))
         for run in trials
-        if run.data.tags.get("pwiser.state") != TrialState.FAILED
+        if _state(run) is not TrialState.FAILED
     ]
     return [(run, score) for run, score in scores if score is not None]
 
@@ -73,4 +80,6 @@ def _time_left_s(trials: list[Run], num_done: int, num_trials: int, num_lanes: i
     if num_done == 0:
         return None
     lane_s = sum(run.data.metrics.get(name, 0.0) for run in trials for name in SECONDS_METRICS)
+    if lane_s == 0.0:  # those that have ended failed before their first evaluation
+        return None
     return lane_s / num_done * num_left / min(num_lanes, num_left)

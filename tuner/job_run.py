@@ -14,7 +14,7 @@ from tuner.job import Job
 from tuner.job_search import JobSearch
 from tuner.lane_watch import watched_lanes
 from tuner.lanes import open_lanes
-from tuner.messages import Ended, TestTask, TrialTask
+from tuner.messages import Ended, Reading, TestTask, TrialTask
 from tuner.progress import Progress
 from tuner.results import find_winners, read_results
 from tuner.resume import read_study_runs
@@ -31,6 +31,7 @@ from tuner.tune_adapters import JobScheduler, JobSearcher
 __all__ = ["JobRun"]
 
 RAY_DIRECTORY = ".ray"
+MIB = 1024**2
 TRIAL_RESOURCES = {"memory": 1}  # a byte: Tune refuses none, and a share of a CPU can starve lanes
 
 
@@ -61,6 +62,7 @@ class JobRun:
         self._client = client
         self._experiment_id = experiment_id
         self._root = root
+        self._reading = Reading(mode=job.data.mode, buffer_bytes=job.data.buffer_mib * MIB)
 
     def search_and_test(
         self,
@@ -179,6 +181,7 @@ class JobRun:
         return TrialTask(
             id=trial.id,
             dataset=trial.study.dataset_uri,
+            reading=self._reading,
             configuration=trial.configuration.model_dump(mode="json"),
             objectives=trial.objectives,
             checkpoint=join(self._root, trial.directory),
@@ -211,6 +214,7 @@ class JobRun:
         task = TestTask(
             id=f"test/{trial.id}",
             dataset=trial.study.dataset_uri,
+            reading=self._reading,
             checkpoint=join(self._root, trial.directory),
         )
         ray.get(queue.submit.remote(task))

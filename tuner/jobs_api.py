@@ -3,11 +3,13 @@
 import asyncio
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 from urllib.parse import urlsplit
 
+import aiohttp
 import requests
 from ray._private.authentication import authentication_token_setup
 from ray.dashboard.modules.job.pydantic_models import JobDetails
@@ -28,6 +30,9 @@ CHATTY_LOGGERS = (
     "ray.dashboard.modules.job.sdk",
 )
 
+UNANSWERED = (ConnectionError, requests.RequestException, aiohttp.ClientError, RuntimeError)
+
+_PASSWORD = re.compile(r":(?!//)[^@]*@")
 Answer = TypeVar("Answer")
 
 
@@ -46,15 +51,22 @@ def find_address(address: str | None) -> str:
             "--address: no cluster is named; give the URL of its Ray dashboard, such as "
             "http://HEAD:8265, here or in PWISER_ADDRESS"
         )
-    parts = urlsplit(found)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
+    if _PASSWORD.search(found):  # before any message that shows the address
+        raise ClusterError(f"{source}: holds a password; give the token in RAY_AUTH_TOKEN instead")
+    if not _is_web_address(found):
         raise ClusterError(
             f"{source} {found}: is not the URL of a Ray dashboard; give one such as "
             "http://HEAD:8265"
         )
-    if parts.password is not None:
-        raise ClusterError(f"{source}: holds a password; give the token in RAY_AUTH_TOKEN instead")
     return found.rstrip("/")
+
+
+def _is_web_address(address: str) -> bool:
+    try:
+        parts = urlsplit(address)
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of brackets or of a port that is no number
+        return False
 
 
 class JobsApi:
@@ -124,7 +136,7 @@ class JobsApi:
                 f"--address {self.address}: the cluster refuses the token ({reason}); set "
                 "RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to the file that holds it"
             ) from error
-        except (ConnectionError, requests.RequestException, RuntimeError) as error:
+        except UNANSWERED as error:
             reason = str(error).strip().partition("\n")[0]
             raise ClusterError(
                 f"--address {self.address}: the cluster does not answer as it should ({reason}); "

@@ -20,13 +20,16 @@ import torch.distributed as dist
 from torch import nn
 
 from datasets import Dataset, open_dataset
+from trainables.batches import WINDOWS_HELD, DeviceImpressions, Rows, StreamedRows
 from trainables.checkpoint import load_checkpoint, save_checkpoint
 from trainables.configuration import TrialConfiguration
+from trainables.execution import fits_in_memory
 from trainables.metrics import evaluate
 from trainables.models import Inputs
-from trainables.training import DeviceImpressions, TrainingError, predict_logits, train
+from trainables.training import TrainingError, predict_logits, train
 from trainables.workers import Workers
-from tuner.messages import Report, Seconds, Task, TestTask, TrialTask
+from tuner.lane_backend import lane_of
+from tuner.messages import Reading, Report, Seconds, Task, TestTask, TrialTask
 from tuner.objective import objective_values, score
 from tuner.storage import download, upload
 from tuner.trial_queue import CLOSED
@@ -56,7 +59,7 @@ def run_lane(settings: LaneSettings) -> None:
     torch.set_num_threads(settings["threads"])
     context, names = ray.train.get_context(), settings["lanes"]
     several = len(names) == 1 and context.get_world_size() > 1
-    name = names[0] if len(names) == 1 else names[context.get_world_rank()]
+    name = lane_of(context.get_world_rank(), names)
     _Lane(name, settings["queue"], dist.group.WORLD if several else None).serve()
 
 
@@ -64,8 +67,9 @@ def run_lane(settings: LaneSettings) -> None:
 class _LoadedDataset:
     dataset: Dataset
     inputs: Inputs
-    train: DeviceImpressions
-    valid: DeviceImpressions
+    train: Rows
+    valid: Rows
+    reading: Reading
 
 
 class _Lane:
@@ -117,7 +121,7 @@ class _Lane:
         started = time.perf_counter()
         taken_since = started if self.free_since is None else self.free_since
         configuration = TrialConfiguration.model_validate(task.configuration)
-        loaded = self._load(task.dataset)
+        loaded = self._load(task.dataset, task.reading)
         setup_s = time.perf_counter() - started
         best = float("-inf")
         cancelled = _CancelPoll(self.queue.wait_cancelled, task.id, self._decide, self.workers)
@@ -155,29 +159,43 @@ class _Lane:
     def _test(self, task: TestTask) -> None:
         with download(task.checkpoint) as directory:
             _, model = load_checkpoint(directory, self.workers.device)
-        split = DeviceImpressions.from_impressions(
-            open_dataset(task.dataset).load("test"), self.workers.device
-        )
+        split = self._rows(open_dataset(task.dataset), "test", task.reading)
         metrics = evaluate(
             predict_logits(model, split, self.workers), split.clicks_N, split.conversions_N
         )
         self._report(task, Report(index=1, last=True, step=0, epoch=0.0, metrics=metrics))
 
-    def _load(self, uri: str) -> _LoadedDataset:
-        if self.loaded is None or self.loaded.dataset.uri != uri:
-            self.loaded = None  # frees the memory first
+    def _load(self, uri: str, reading: Reading) -> _LoadedDataset:
+        loaded = self.loaded
+        if loaded is None or (loaded.dataset.uri, loaded.reading) != (uri, reading):
+            loaded = self.loaded = None  # frees the memory first
             dataset = open_dataset(uri)
-            train_split, valid_split = (
-                DeviceImpressions.from_impressions(dataset.load_shared(split), self.workers.device)
-                for split in ("train", "valid")
-            )
             inputs = Inputs(
                 vocabulary_sizes=tuple(dataset.manifest.vocabulary_sizes.values()),
-                num_numericals=train_split.numericals_ND.shape[1],
+                num_numericals=len(dataset.manifest.table.numerical),
                 bag_lengths=dataset.manifest.bag_lengths,
             )
-            self.loaded = _LoadedDataset(dataset, inputs, train_split, valid_split)
-        return self.loaded
+            train_rows, valid_rows = (
+                self._rows(dataset, split, reading) for split in ("train", "valid")
+            )
+            loaded = _LoadedDataset(dataset, inputs, train_rows, valid_rows, reading)
+            self.loaded = loaded
+        return loaded
+
+    def _rows(self, dataset: Dataset, split: str, reading: Reading) -> Rows:
+        """Hold a split, or open it for streaming; by the whole dataset's size where left open."""
+        device = self.workers.device
+        size_bytes = sum(dataset.size_bytes(name) for name in ("train", "valid"))
+        if reading.mode == "memory" or (
+            reading.mode == "auto" and fits_in_memory(size_bytes, device)
+        ):
+            return DeviceImpressions.from_impressions(dataset.load_shared(split), device)
+        return StreamedRows(
+            dataset.stream(split),
+            device,
+            window_rows=max(reading.buffer_bytes // (WINDOWS_HELD * dataset.row_bytes), 1),
+            labelled=split != "train",
+        )
 
     def _save(
         self, task: TrialTask, configuration: TrialConfiguration, inputs: Inputs, model: nn.Module

@@ -1,14 +1,39 @@
-"""How Ray Train sets up the workers of lanes of one worker.
+"""How Ray Train sets up and takes down the workers of lanes, seen from its controller.
 
-Without torch: Ray Train's controller, a process of its own, imports this and would take twice the
-memory.
+Without torch: the controller, a process of its own, imports this and would take twice the memory.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import ray
+from ray.train._internal.base_worker_group import BaseWorkerGroup
 from ray.train.backend import Backend, BackendConfig
 
-__all__ = ["SeparateWorkers", "SeparateWorkersConfig"]
+__all__ = ["SeparateWorkers", "SeparateWorkersConfig", "give_leases_back", "lane_of"]
+
+
+def lane_of(rank: int, lanes: Sequence[str]) -> str:
+    """Name the lane of a Train run's worker: several lanes share a run only with one worker each.
+
+    Args:
+        rank: of the worker in its run.
+        lanes: of the run.
+    """
+    return lanes[0] if len(lanes) == 1 else lanes[rank]
+
+
+def give_leases_back(
+    worker_group: BaseWorkerGroup, lanes: Sequence[str], queue: ray.actor.ActorHandle
+) -> None:
+    """Give back what the lanes of these workers have taken.
+
+    Their successors would do so, too, but may find no room for long, as when a node is lost.
+    """
+    contexts = [worker.distributed_context for worker in worker_group.get_workers()]
+    ranks = [context.world_rank for context in contexts if context is not None]
+    for name in {lane_of(rank, lanes) for rank in ranks}:
+        queue.lose_lane.remote(name)
 
 
 class SeparateWorkers(Backend):  # type: ignore[misc]
@@ -16,15 +41,25 @@ class SeparateWorkers(Backend):  # type: ignore[misc]
 
     has_replica_groups = True
 
+    def on_shutdown(
+        self, worker_group: BaseWorkerGroup, backend_config: "SeparateWorkersConfig"
+    ) -> None:
+        """Give back the lanes' leases: of all, or of the one that is to be replaced."""
+        give_leases_back(worker_group, backend_config.lanes, backend_config.queue)
+
 
 @dataclass
 class SeparateWorkersConfig(BackendConfig):  # type: ignore[misc]
     """For Train runs whose workers are lanes of one worker each.
 
     Attributes:
+        lanes: of the run, by rank.
+        queue: the actor of a `TrialQueue`.
         backend: a `TorchTrainer` looks for it, and here it is of no use.
     """
 
+    lanes: tuple[str, ...]
+    queue: ray.actor.ActorHandle
     backend: str | None = None
 
     @property

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tuner.cluster import Lanes
 from tuner.lane import LaneSettings, run_lane
@@ -36,8 +37,13 @@ QUEUE_CALLS = 10_000
 
 
 def queue_actor() -> ray.actor.ActorClass:
-    """Make the queue's actor class, for hundreds of lanes: Ray itself lets 1,000 calls wait."""
-    return ray.remote(num_cpus=0, max_concurrency=QUEUE_CALLS)(TrialQueue)
+    """Make the queue's actor class, for hundreds of lanes: Ray itself lets 1,000 calls wait.
+
+    It is placed on the driver's node, so that the loss of another one costs no more than its lanes.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    options = {"num_cpus": 0, "max_concurrency": QUEUE_CALLS, "scheduling_strategy": here}
+    return ray.remote(**options)(TrialQueue)
 
 
 def spread_lanes(names: Sequence[str], *, workers_per_lane: int) -> list[tuple[str, ...]]:
@@ -83,8 +89,8 @@ def open_lanes(
     def run(shared: tuple[str, ...]) -> None:
         try:
             _trainer(shared, lanes, queue, storage_path).fit()
-        except Exception as error:  # noqa: BLE001 - whatever ends a run, its tasks must go on
-            if closing.is_set():
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever ends it, its tasks go on
+            if closing.is_set():  # Ray, too, may have ended: it raises SystemExit in threads
                 return
             ray.get([queue.lose_lane.remote(name) for name in shared])
             lost.append(shared)
@@ -115,11 +121,11 @@ def _trainer(
     if lanes.gpus_per_worker:
         resources["GPU"] = lanes.gpus_per_worker
     settings: LaneSettings = {"lanes": names, "queue": queue, "threads": lanes.cpus_per_worker}
-    separate = lanes.workers_per_lane == 1
+    config = SeparateWorkersConfig if lanes.workers_per_lane == 1 else NodeTorchConfig
     return TorchTrainer(
         run_lane,
         train_loop_config=settings,
-        torch_config=SeparateWorkersConfig() if separate else NodeTorchConfig(),
+        torch_config=config(lanes=names, queue=queue),
         scaling_config=ScalingConfig(
             num_workers=len(names) * lanes.workers_per_lane,
             use_gpu=bool(lanes.gpus_per_worker),

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["Ended", "Report", "Seconds", "Task", "TestTask", "TrialTask"]
+__all__ = ["Ended", "Reading", "Report", "Seconds", "Task", "TestTask", "TrialTask"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,19 @@ class Seconds:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How a lane reads a dataset.
+
+    Attributes:
+        mode: `memory` holds it, `stream` reads it again in every epoch, `auto` holds what fits.
+        buffer_bytes: that one worker may hold of a streamed dataset.
+    """
+
+    mode: Literal["auto", "memory", "stream"] = "auto"
+    buffer_bytes: int = 512 * 1024**2
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrialTask:
     """A trial for a lane: train it, and write the best evaluation's checkpoint.
 
@@ -46,6 +59,7 @@ class TrialTask:
         configuration: a `TrialConfiguration` as JSON values.
         objectives: what decides which evaluation is the best.
         checkpoint: directory URI of the checkpoint.
+        reading: how to read the dataset.
     """
 
     id: str
@@ -53,6 +67,7 @@ class TrialTask:
     configuration: dict[str, Any]
     objectives: tuple[Literal["mean_auc", "ctr_auc", "ctcvr_auc"], ...]
     checkpoint: str
+    reading: Reading = Reading()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +79,7 @@ class TestTask:
     id: str
     dataset: str
     checkpoint: str
+    reading: Reading = Reading()
 
 
 Task = TrialTask | TestTask

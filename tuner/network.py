@@ -15,6 +15,8 @@ import ray
 from ray.train._internal.base_worker_group import BaseWorkerGroup
 from ray.train.torch import TorchConfig
 
+from tuner.lane_backend import give_leases_back
+
 __all__ = ["NodeTorchBackend", "NodeTorchConfig", "bind_node_interface", "find_interface"]
 
 INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
@@ -53,15 +55,31 @@ def bind_node_interface() -> None:
 class NodeTorchBackend(TorchConfig().backend_cls):  # type: ignore[misc]
     """Ray Train's backend for torch, which names the interfaces before it connects the workers."""
 
-    def on_start(self, worker_group: BaseWorkerGroup, backend_config: TorchConfig) -> None:
+    def on_start(self, worker_group: BaseWorkerGroup, backend_config: "NodeTorchConfig") -> None:
         """Bind the interface of each worker's node, then form the process group."""
         worker_group.execute(bind_node_interface)
         super().on_start(worker_group, backend_config)
 
+    def on_shutdown(self, worker_group: BaseWorkerGroup, backend_config: "NodeTorchConfig") -> None:
+        """Leave the process group, and give back the lane's lease."""
+        try:
+            super().on_shutdown(worker_group, backend_config)
+        finally:
+            if backend_config.queue is not None:
+                give_leases_back(worker_group, backend_config.lanes, backend_config.queue)
+
 
 @dataclass
 class NodeTorchConfig(TorchConfig):  # type: ignore[misc]
-    """A `TorchConfig` whose workers form their process group over their nodes' own interfaces."""
+    """A `TorchConfig` whose workers form their process group over their nodes' own interfaces.
+
+    Attributes:
+        lanes: the lane of a Train run.
+        queue: the actor of the `TrialQueue` that it takes from; None for workers that are no lane.
+    """
+
+    lanes: tuple[str, ...] = ()
+    queue: ray.actor.ActorHandle | None = None
 
     @property
     def backend_cls(self) -> type[NodeTorchBackend]:

@@ -8,6 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from datasets import Dataset
+from trainables.execution import MEMORY_SHARE
 from tuner.cluster import Lanes, Node
 from tuner.errors import ClusterError
 from tuner.job import Job
@@ -28,7 +29,8 @@ class LanePlan(BaseModel):
 
     Attributes:
         memory_bytes: of one worker's process, without the dataset.
-        data_bytes: of the largest dataset's train and valid splits; one copy per node.
+        data_bytes: of the largest dataset's train and valid splits, one copy per node; 0 where they
+            are streamed.
         device_bytes: of the GPU, dataset included; 0 without one.
     """
 
@@ -68,7 +70,7 @@ class Plan(BaseModel):
     """What a job would run, take and cost.
 
     Attributes:
-        lanes: None where they do not fit.
+        lanes: None where they do not fit, or no model could be measured.
         hours: of the whole job, at most: as if no trial were pruned.
         measured_on: where the probe ran.
         obstacles: every reason why the job would not run as it is.
@@ -135,7 +137,9 @@ def make_plan(
         _study_plan(job, datasets[name], model, fitted, probe)
         for (name, model), probe in probes.items()
     ]
-    lane_plan = None if fitted is None else _lane_plan(fitted, datasets, list(probes.values()))
+    lane_plan = None
+    if fitted is not None and probes:
+        lane_plan = _lane_plan(job, fitted, datasets, nodes, list(probes.values()))
     obstacles = list(faults)
     if isinstance(lanes, ClusterError):
         obstacles.append(str(lanes))
@@ -184,22 +188,35 @@ def _study_plan(
     )
 
 
-def _lane_plan(lanes: Lanes, datasets: dict[str, Dataset], probes: list[Probe]) -> LanePlan:
-    data_bytes = max(_data_bytes(dataset) for dataset in datasets.values())
+def _lane_plan(
+    job: Job,
+    lanes: Lanes,
+    datasets: dict[str, Dataset],
+    nodes: Sequence[Node],
+    probes: list[Probe],
+) -> LanePlan:
+    memory_bytes = max(probe.memory_bytes for probe in probes)
     device_bytes = max(probe.device_bytes for probe in probes)
+    data_bytes = max(_held_bytes(job, dataset, nodes) for dataset in datasets.values())
+    if any(_held_bytes(job, dataset, nodes) == 0 for dataset in datasets.values()):
+        memory_bytes += job.data.buffer_mib * MIB
     return LanePlan(
         lanes=lanes.num_lanes,
         workers_per_lane=lanes.workers_per_lane,
         cpus_per_worker=lanes.cpus_per_worker,
         gpus_per_worker=lanes.gpus_per_worker,
-        memory_bytes=max(probe.memory_bytes for probe in probes),
+        memory_bytes=memory_bytes,
         data_bytes=data_bytes,
         device_bytes=device_bytes + data_bytes if lanes.gpus_per_worker else 0,
     )
 
 
-def _data_bytes(dataset: Dataset) -> int:
-    return sum(dataset.size_bytes(split) for split in ("train", "valid"))
+def _held_bytes(job: Job, dataset: Dataset, nodes: Sequence[Node]) -> int:
+    """What a node holds of a dataset; nothing where it is streamed."""
+    size_bytes = sum(dataset.size_bytes(split) for split in ("train", "valid"))
+    memory_bytes = min(node.memory_bytes for node in nodes if node.cpus)
+    too_large = job.data.mode == "auto" and size_bytes > MEMORY_SHARE * memory_bytes
+    return 0 if job.data.mode == "stream" or too_large else size_bytes
 
 
 def _memory_obstacles(plan: LanePlan, nodes: Sequence[Node]) -> list[str]:

@@ -4,8 +4,8 @@ A node that cannot write the storage or misses the dataset would otherwise show 
 trials that fail or lanes that hang.
 """
 
-import contextlib
 import platform
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from tuner import __version__
 from tuner.cluster import Node
 from tuner.errors import ClusterError
 from tuner.job import Job
-from tuner.storage import absolute_uri, delete, join
+from tuner.storage import absolute_uri, join
 from tuner.tracking import connect
 
 __all__ = ["NodeCheck", "check_nodes", "job_check", "local_faults", "node_faults"]
@@ -29,7 +29,7 @@ __all__ = ["NodeCheck", "check_nodes", "job_check", "local_faults", "node_faults
 CHECK_TIMEOUT_S = 30.0
 NODE_TIMEOUT_S = 50.0
 PACKAGES = ("ray", "torch", "mlflow", "optuna", "numpy", "pandas", "pyarrow", "pydantic")
-PROBE_DIRECTORY = ".preflight"
+PROBE_PREFIX = ".preflight-"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +94,6 @@ def node_faults(check: NodeCheck, nodes: Sequence[Node]) -> list[str]:
         reasons = _result(reference) if reference in done else [_no_answer(NODE_TIMEOUT_S)]
         if reasons:
             faults.append(f"node {node.address}: {', '.join(reasons)}")
-    with contextlib.suppress(OSError):
-        delete(join(check.storage, PROBE_DIRECTORY))
     return faults
 
 
@@ -135,8 +133,8 @@ def _version_faults(wanted: Mapping[str, str]) -> list[str]:
 
 
 def _storage_fault(uri: str, node_id: str) -> str | None:
-    directory = locate(join(uri, PROBE_DIRECTORY))
-    probe = directory / node_id
+    # of a name of its own: another job may be looking at the same storage now
+    probe = locate(join(uri, f"{PROBE_PREFIX}{node_id}-{secrets.token_hex(4)}"))
     try:
         probe.write_bytes(node_id.encode())
         content = probe.read_bytes()

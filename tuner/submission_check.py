@@ -2,21 +2,22 @@
 
 import os
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from datasets import PwiserError
+from datasets import DatasetError, PwiserError
 from datasets.filesystem import locate
 from tuner.errors import JobFileError, TrackingRefusedError
 from tuner.job import Job, parse_job
-from tuner.storage import absolute_uri
 from tuner.tracking import connect
 from tuner.tuning import check_datasets
 
-__all__ = ["check_submission"]
+__all__ = ["check_submission", "import_path"]
 
 MAX_JOB_FILE_BYTES = 64 * 1024  # it travels in an environment variable of the driver
+LOOK_TIMEOUT_S = 20.0
 
 
 def check_submission(
@@ -41,9 +42,7 @@ def check_submission(
         raise JobFileError(
             f"{shown}: has {size} bytes, a job file may have {MAX_JOB_FILE_BYTES}; shorten it"
         )
-    if working_dir is not None and not working_dir.is_dir():
-        raise JobFileError(f"--working-dir {working_dir}: no such directory; name one")
-    with _import_path(working_dir):
+    with import_path(working_dir):
         job = parse_job(text, shown)
     for field, uris in (("datasets", job.datasets), ("storage", (job.storage,))):
         for uri in uris:
@@ -63,16 +62,29 @@ def check_submission(
 
 
 def _is_reachable(uri: str) -> bool:
+    found: list[bool] = []
+    _look(lambda: found.append(_exists(uri)))
+    return found == [True]
+
+
+def _exists(uri: str) -> bool:
     try:
-        return locate(absolute_uri(uri)).exists()
+        return locate(uri).exists()
     except OSError:
         return False
+    except DatasetError as error:
+        if isinstance(error.__cause__, OSError):  # the scheme is known, its host does not answer
+            return False
+        raise
 
 
 def _check_tracking(uri: str | None) -> None:
     """Complain of a store that answers and refuses us; one that does not answer is no fault yet."""
-    if uri is None or not uri.startswith(("http://", "https://")):
-        return
+    if uri is not None and uri.startswith(("http://", "https://")):
+        _look(lambda: _complain_of_refusal(uri))
+
+
+def _complain_of_refusal(uri: str) -> None:
     try:
         connect(uri)
     except TrackingRefusedError:
@@ -81,11 +93,35 @@ def _check_tracking(uri: str | None) -> None:
         return
 
 
+def _look(call: Callable[[], object]) -> None:
+    """Make a call and raise what it raises; leave it behind if it hangs, as behind a firewall."""
+    faults: list[Exception] = []
+
+    def look() -> None:
+        try:
+            call()
+        except Exception as error:  # noqa: BLE001 - raised below, in the thread that asked
+            faults.append(error)
+
+    thread = threading.Thread(target=look, name="look", daemon=True)
+    thread.start()
+    thread.join(LOOK_TIMEOUT_S)
+    if faults:
+        raise faults[0]
+
+
 @contextmanager
-def _import_path(directory: Path | None) -> Iterator[None]:
+def import_path(directory: Path | None) -> Iterator[None]:
+    """Have modules of a directory found while the context lasts; of none where it is None.
+
+    Raises:
+        JobFileError: if it is not there.
+    """
     if directory is None:
         yield
         return
+    if not directory.is_dir():
+        raise JobFileError(f"--working-dir {directory}: no such directory; name one")
     entry = str(directory.absolute())
     sys.path.insert(0, entry)
     try:

@@ -28,6 +28,7 @@ from tuner.results import JOB_FILE
 from tuner.search import StudySearch
 from tuner.storage import join
 from tuner.study import Study, Trial, TrialState
+from tuner.tracking_store import hide_password
 
 __all__ = [
     "LANES_TAG",
@@ -80,7 +81,8 @@ def connect(uri: str) -> MlflowClient:
         client = MlflowClient(tracking_uri=uri)
         client.search_experiments(max_results=1)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0].partition(". ")[0]
+        reason = hide_password(str(error).strip().splitlines()[0].partition(". ")[0])
+        uri = hide_password(uri)
         if isinstance(error, MlflowException) and _http_status(error) in REFUSALS:
             raise TrackingRefusedError(
                 f"tracking.uri {uri}: refuses us ({reason}); set MLFLOW_TRACKING_USERNAME and "
@@ -312,11 +314,13 @@ class Tracker:
                 status = _http_status(error)
                 if status < 500 and status not in BUSY_STATUSES:
                     self.failure = (
-                        self.failure or f"tracking: the store refused a record ({error.message})"
+                        self.failure
+                        or f"tracking: the store refused a record ({hide_password(error.message)})"
                     )
                     logger.error(self.failure)
                     return
-                logger.warning("tracking store does not answer, trying again: %s", error.message)
+                reason = hide_password(error.message)
+                logger.warning("tracking store does not answer, trying again: %s", reason)
                 time.sleep(wait_s)
                 wait_s = min(2 * wait_s, RETRY_LONGEST_S)
             except Exception as error:

@@ -1,6 +1,7 @@
 """Where the tracking store is, for the commands that write it and for those that read it."""
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,10 +11,16 @@ from tuner.storage import absolute_uri, local_path
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
-__all__ = ["DEFAULT_STORAGE", "default_uri", "existing_uri", "open_existing"]
+__all__ = ["DEFAULT_STORAGE", "default_uri", "existing_uri", "hide_password", "open_existing"]
 
 DEFAULT_STORAGE = "pwiser"
 DATABASE_FILE = "mlflow.db"
+LOGIN_PATTERN = re.compile(r"(?<=://)[^/@:\s]*:[^@\s]*@")
+
+
+def hide_password(text: str) -> str:
+    """Leave user and password out of the URIs in a text: `MLFLOW_TRACKING_URI` may have them."""
+    return LOGIN_PATTERN.sub("", text)
 
 
 def default_uri(storage: str) -> str:

@@ -63,8 +63,14 @@ def test_large_vocabulary_widens_the_ids(tmp_path: Path, write_csv: Callable[...
     train = dataset.load("train")
     assert train.ids_NF.dtype == np.int16
     assert train.ids_NF[:, 1].max() == dataset.manifest.vocabulary_sizes["many"] - 1 > 127
+    assert dataset.size_bytes("train") == train.size_bytes
     assert train.numericals_ND.shape == (train.num_impressions, 0)
     assert (dataset.load("valid").ids_NF[:, 1] == 0).all()
+
+
+def test_size_is_known_without_loading(dataset: Dataset) -> None:
+    for split in dataset.manifest.splits:
+        assert dataset.size_bytes(split) == dataset.load(split).size_bytes > 0
 
 
 def test_unknown_split_is_refused(dataset: Dataset) -> None:

@@ -17,6 +17,7 @@ from tuner.job_search import JobSearch
 from tuner.messages import Report
 from tuner.search import StudySearch
 from tuner.study import Study
+from tuner.submission import Submission
 from tuner.tracking import Tracker, connect
 
 COMMANDS = (
@@ -25,6 +26,13 @@ COMMANDS = (
     ("export",),
     ("ui",),
     ("schema",),
+    ("submit",),
+    ("resume",),
+    ("jobs",),
+    ("status",),
+    ("logs",),
+    ("stop",),
+    ("plan",),
     ("data", "synth"),
     ("data", "stats"),
     ("data", "prepare", "table"),
@@ -221,6 +229,44 @@ def test_a_ui_that_cannot_start_has_failed(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert "file is not a database" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("submit", "job.yaml"), ("resume", "a"), ("jobs",), ("status", "a"), ("logs", "a")],
+    ids=" ".join,
+)
+def test_a_command_that_needs_a_cluster_and_has_none_is_told(
+    pwiser: Pwiser, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    for name in ("PWISER_ADDRESS", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    assert refused(pwiser(*command)) == (
+        "--address: no cluster is named; give the URL of its Ray dashboard, such as "
+        "http://HEAD:8265, here or in PWISER_ADDRESS"
+    )
+
+
+def test_driving_outside_of_a_submission_is_told(
+    pwiser: Pwiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    assert refused(pwiser("drive")) == ("drive: this process is no submission's; use pwiser submit")
+    assert " drive " not in pwiser("--help").out
+
+
+def test_a_submission_of_another_version_is_refused(
+    pwiser: Pwiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submission = Submission(
+        job="us", job_file="name: us\n", storage="/storage", code="image", version="0.0.1"
+    )
+    config = json.dumps({"metadata": submission.metadata()})
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", config)
+    assert refused(pwiser("drive")) == (
+        f"cluster: its image has pwiser-tuner {__version__}, 'us' was submitted by 0.0.1; install "
+        "the same version, or submit with --code ship"
+    )
 
 
 def test_the_schema_of_job_files_is_json(pwiser: Pwiser) -> None:

@@ -1,6 +1,8 @@
+from typing import Any
+
 import pytest
 
-from tuner.cluster import Lanes, plan_lanes
+from tuner.cluster import Lanes, Node, plan_lanes
 from tuner.errors import ClusterError
 from tuner.job import ResourceSettings
 
@@ -9,6 +11,20 @@ def lanes(num_lanes: int, workers: int = 1, cpus: int = 1, gpus: float = 0.0) ->
     return Lanes(
         num_lanes=num_lanes, workers_per_lane=workers, cpus_per_worker=cpus, gpus_per_worker=gpus
     )
+
+
+def nodes(*sizes: tuple[float, float]) -> list[Node]:
+    """Nodes of so many CPUs and GPUs."""
+    return [
+        Node(id=f"node{number}", address=f"10.0.0.{number}", cpus=cpus, gpus=gpus)
+        for number, (cpus, gpus) in enumerate(sizes)
+    ]
+
+
+def refusal(settings: dict[str, Any], *sizes: tuple[float, float], **known: Any) -> str:
+    with pytest.raises(ClusterError) as caught:
+        plan_lanes(ResourceSettings(**settings), nodes(*sizes), **known)
+    return str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -29,7 +45,73 @@ def lanes(num_lanes: int, workers: int = 1, cpus: int = 1, gpus: float = 0.0) ->
 def test_as_many_lanes_as_the_cluster_holds(
     settings: dict[str, float], cpus: float, gpus: float, planned: Lanes
 ) -> None:
-    assert plan_lanes(ResourceSettings(**settings), {"CPU": cpus, "GPU": gpus}) == planned
+    assert plan_lanes(ResourceSettings(**settings), nodes((cpus, gpus))) == planned
+
+
+@pytest.mark.parametrize(
+    ("settings", "sizes", "planned"),
+    [
+        ({"cpus_per_worker": 2}, [(3, 0), (3, 0)], lanes(2, cpus=2)),
+        ({"cpus_per_worker": 2, "workers_per_lane": 2}, [(3, 0), (3, 0)], lanes(1, 2, 2)),
+        ({"workers_per_lane": 4}, [(2, 0), (2, 0)], lanes(1, workers=4)),
+        ({}, [(0, 0), (2, 0), (3, 0)], lanes(5)),
+        ({}, [(8, 0), (2, 4)], lanes(2, gpus=1.0)),
+        ({"gpus_per_worker": 0.6}, [(4, 1), (4, 1)], lanes(2, gpus=0.6)),
+    ],
+)
+def test_each_worker_finds_room_on_one_node(
+    settings: dict[str, float], sizes: list[tuple[float, float]], planned: Lanes
+) -> None:
+    assert plan_lanes(ResourceSettings(**settings), nodes(*sizes)) == planned
+
+
+@pytest.mark.parametrize(
+    ("free", "num_lanes"),
+    [
+        ({"CPU": 8.0}, 8),
+        ({"CPU": 3.0}, 3),
+        ({"CPU": 3.9}, 3),
+        ({"CPU": 0.0}, 1),
+        ({}, 1),
+        ({"CPU": 100.0}, 8),
+    ],
+)
+def test_what_other_jobs_hold_lowers_the_default_number_but_never_below_one(
+    free: dict[str, float], num_lanes: int
+) -> None:
+    assert plan_lanes(ResourceSettings(), nodes((4, 0), (4, 0)), free=free) == lanes(num_lanes)
+
+
+def test_free_gpus_bound_the_default_number_too() -> None:
+    planned = plan_lanes(ResourceSettings(), nodes((16, 4)), free={"CPU": 16.0, "GPU": 2.0})
+    assert planned == lanes(2, gpus=1.0)
+
+
+def test_a_number_that_fits_when_other_jobs_end_is_never_refused() -> None:
+    settings = ResourceSettings(lanes=8)
+    assert plan_lanes(settings, nodes((4, 0), (4, 0)), free={}) == lanes(8)
+    assert refusal({"lanes": 9}, (4, 0), (4, 0), free={"CPU": 8.0}).endswith(
+        "; set resources.lanes to 8 or less"
+    )
+
+
+def test_what_an_autoscaler_may_add_can_be_waited_for() -> None:
+    limits = {"CPU": 32.0, "GPU": 4.0}
+    empty_head = nodes((0, 0))
+    assert plan_lanes(ResourceSettings(lanes=4), empty_head, limits=limits) == lanes(4, gpus=1.0)
+    assert plan_lanes(ResourceSettings(), empty_head, limits=limits) == lanes(1, gpus=1.0)
+    assert plan_lanes(
+        ResourceSettings(lanes=8, workers_per_lane=2, cpus_per_worker=2, gpus_per_worker=0),
+        nodes((4, 0)),
+        limits=limits,
+    ) == lanes(8, 2, 2)
+
+
+def test_what_is_beyond_an_autoscalers_limits_is_refused() -> None:
+    assert refusal({"lanes": 5}, (2, 0), limits={"CPU": 4.0}) == (
+        "resources: 5 lane(s) of 1 worker(s) need 5 CPUs and 0 GPUs, the cluster has 2 and 0; "
+        "set resources.lanes to 2 or less"
+    )
 
 
 @pytest.mark.parametrize(
@@ -64,6 +146,25 @@ def test_as_many_lanes_as_the_cluster_holds(
 def test_lanes_that_do_not_fit_are_refused(
     settings: dict[str, float], cpus: float, gpus: float, message: str
 ) -> None:
-    with pytest.raises(ClusterError) as caught:
-        plan_lanes(ResourceSettings(**settings), {"CPU": cpus, "GPU": gpus})
-    assert str(caught.value) == message
+    assert refusal(settings, (cpus, gpus)) == message
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"lanes": 3, "cpus_per_worker": 2},
+            "resources: 3 lane(s) of 1 worker(s) need 6 CPUs and 0 GPUs, the cluster has 6 and 0 "
+            "on 2 nodes (the largest 3 and 0; a worker needs 2 and 0 on one node); "
+            "set resources.lanes to 2 or less",
+        ),
+        (
+            {"cpus_per_worker": 4},
+            "resources: 1 lane(s) of 1 worker(s) need 4 CPUs and 0 GPUs, the cluster has 6 and 0 "
+            "on 2 nodes (the largest 3 and 0; a worker needs 4 and 0 on one node); "
+            "ask for less per lane",
+        ),
+    ],
+)
+def test_of_several_nodes_the_largest_is_named(settings: dict[str, Any], message: str) -> None:
+    assert refusal(settings, (3, 0), (3, 0)) == message

@@ -377,6 +377,39 @@ def test_a_missing_file_a_directory_and_binary_content_are_named(tmp_path: Path)
         read_job(tmp_path / "model.bin")
 
 
+@pytest.mark.parametrize("secret", ["open-sesame", "open/sesame+", ""])
+@pytest.mark.parametrize(
+    ("line", "field", "host"),
+    [
+        ("tracking: {{uri: 'http://admin:{secret}@mlflow:5000'}}", "tracking.uri", "mlflow:5000"),
+        ("storage: 's3://KEY:{secret}@bucket/jobs'", "storage", "bucket/jobs"),
+    ],
+)
+def test_a_password_is_refused_and_not_shown(
+    fault: Callable[[str], str], line: str, field: str, host: str, secret: str
+) -> None:
+    assert fault(LEAST + line.format(secret=secret)) == (
+        f"{field}: a password stands before {host}, and job files are kept and shown; "
+        "give it in the environment (MLFLOW_TRACKING_PASSWORD, AWS_SECRET_ACCESS_KEY)"
+    )
+
+
+def test_a_password_in_a_datasets_uri_is_refused(fault: Callable[[str], str]) -> None:
+    assert fault("name: us\ndatasets: [data/es, 's3://KEY:open-sesame@bucket/us']\n") == (
+        "datasets: a password stands before bucket/us, and job files are kept and shown; "
+        "give it in the environment (MLFLOW_TRACKING_PASSWORD, AWS_SECRET_ACCESS_KEY)"
+    )
+
+
+def test_a_user_or_a_port_is_no_password(read: Callable[[str], Job]) -> None:
+    job = read(
+        "name: us\ndatasets: ['s3://KEY@bucket/us', 's3://bucket/10:30/es']\n"
+        "tracking: {uri: 'http://admin@mlflow:5000'}\nstorage: 'hdfs://name:9000/jobs'\n"
+    )
+    assert job.tracking.uri == "http://admin@mlflow:5000"
+    assert job.storage == "hdfs://name:9000/jobs"
+
+
 def test_model_settings_go_to_the_models_that_have_them(read: Callable[[str], Job]) -> None:
     job = read(LEAST + "models: [mmoe, dnn]\nmodel: {num_experts: 3, hidden_units: [7]}\n")
     mmoe, dnn = (job.configuration(model).model_settings for model in job.models)

@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
+from ray.cluster_utils import Cluster
 
 from datasets import Dataset
 from trainables.configuration import TrainingSettings, TrialConfiguration
@@ -63,7 +65,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield directory
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def ray_of_three_cores(directory: Path) -> Iterator[None]:
     ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
     yield
@@ -190,3 +192,40 @@ def test_lanes_that_were_never_placed_do_not_hold_up_the_end(
         ray.get(queue.submit.remote(task(directory, tiny_dataset, "alone")))
         assert isinstance(last_message(queue, "alone"), Report)
     assert lost == []
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_trial_of_a_node_that_is_gone_for_good_goes_to_another_lane(
+    directory: Path, tiny_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lanes_module, "MAX_RUNS", 1)
+    monkeypatch.setattr(lanes_module, "CLOSE_TIMEOUT_S", 5.0)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    lost_node = cluster.add_node(num_cpus=1)
+    ray.init(address=cluster.address, log_to_driver=False)
+    try:
+        lanes = Lanes(num_lanes=2, workers_per_lane=1, cpus_per_worker=1, gpus_per_worker=0)
+        queue = queue_actor().remote()
+        names, gone = ["one", "two"], directory / "gone"  # they train until the node is gone
+        tasks = [
+            task(directory, tiny_dataset, name, other=str(gone), other_lines=1) for name in names
+        ]
+        with open_lanes(
+            lanes, queue, job="node", storage_path=str(directory / "train"), on_all_lost=print
+        ):
+            ray.get([queue.submit.remote(one) for one in tasks])
+            wait_for_file(directory / "one")
+            wait_for_file(directory / "two")
+            cluster.remove_node(lost_node, allow_graceful=False)
+            gone.write_text("yes\n")
+            assert all(isinstance(last_message(queue, name), Report) for name in names)
+        assert sorted(len(lines(directory, name)) for name in names) == [1, 2]
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def wait_for_file(path: Path) -> None:
+    while not path.exists():
+        time.sleep(0.05)

@@ -11,13 +11,14 @@ from mlflow.tracking import MlflowClient
 
 import tuner.tracking
 from datasets import Dataset
-from tuner.errors import TrackingError
+from tuner.errors import TrackingError, TrackingRefusedError
 from tuner.job import Job
 from tuner.job_search import JobSearch
 from tuner.messages import Ended, Report, Seconds
 from tuner.search import StudySearch
 from tuner.study import Study, Trial
 from tuner.tracking import Tracker, connect
+from tuner.tracking_store import hide_password
 
 JOB_FILE = "name: job\ndatasets: [tiny]\n"
 METRICS = {"ctr_auc": 0.7, "ctr_logloss": 0.3, "ctcvr_auc": 0.8, "ctcvr_logloss": 0.1}
@@ -380,3 +381,57 @@ def test_a_server_that_does_not_answer_is_told(tmp_path: Path) -> None:
     ):
         patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         connect(uri)
+
+
+@pytest.mark.parametrize("password", ["open-sesame", "open/sesame"])
+def test_a_password_in_the_uri_of_a_store_is_never_shown(
+    monkeypatch: pytest.MonkeyPatch, password: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with make_server("127.0.0.1", 0, lambda *_: []) as server:
+        address = f"127.0.0.1:{server.server_port}"
+    with pytest.raises(TrackingError) as caught:
+        connect(f"http://admin:{password}@{address}")
+    told = str(caught.value)
+    assert "sesame" not in told
+    assert told.startswith(f"tracking.uri http://{address}: cannot be used (")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://admin:secret@mlflow:5000/x", "http://mlflow:5000/x"),
+        ("to postgresql://u:pass/word@db/runs failed", "to postgresql://db/runs failed"),
+        ("http://admin@mlflow:5000", "http://admin@mlflow:5000"),
+        ("http://mlflow:5000/a and b@c", "http://mlflow:5000/a and b@c"),
+        ("sqlite:///pwiser/mlflow.db", "sqlite:///pwiser/mlflow.db"),
+    ],
+)
+def test_logins_are_left_out_of_uris_alone(text: str, shown: str) -> None:
+    assert hide_password(text) == shown
+
+
+def test_a_server_that_refuses_the_user_is_told_apart() -> None:
+    def refuse(_environment: object, start: Callable[..., Any]) -> Any:
+        start("403 Forbidden", [("Content-Type", "text/plain")])
+        return [b"Permission denied"]
+
+    with make_server("127.0.0.1", 0, refuse, handler_class=QuietHandler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        uri = f"http://127.0.0.1:{server.server_port}"
+        with pytest.raises(TrackingRefusedError) as caught:
+            connect(uri)
+        server.shutdown()
+        thread.join()
+    assert str(caught.value) == (
+        f"tracking.uri {uri}: refuses us (API request to endpoint "
+        "/api/2.0/mlflow/experiments/search failed with error code 403 != 200); set "
+        "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+    )
+
+
+def test_a_study_says_how_many_trials_and_lanes_there_will_be(logged: LoggedJob) -> None:
+    logged.tracker.close()
+    (study,) = logged.runs("study")
+    assert (study.data.tags["pwiser.trials"], study.data.tags["pwiser.lanes"]) == ("4", "2")

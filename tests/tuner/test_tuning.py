@@ -135,6 +135,26 @@ def best(workshop: Workshop, job: str, capsys: pytest.CaptureFixture[str]) -> di
     return found
 
 
+def test_a_streamed_job_finds_what_one_in_memory_finds(
+    workshop: Workshop, ray_session: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    aucs = []
+    for mode in ("memory", "stream"):
+        job = workshop.write_job(
+            name=f"shop-{mode}",
+            models=["shared_bottom"],
+            model={"embedding_dim": 4, "bottom_units": [8]},
+            search={"trials": 2, "pruner": "none"},
+            training=SMALL["training"] | {"epochs": 4},
+            data={"mode": mode, "buffer_mib": 16},
+        )
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            assert pwiser(monkeypatch, "tune", str(job)) == 0
+        found = best(workshop, f"shop-{mode}", capsys)["datasets"]["shop"]["metrics"]["test"]
+        aucs.append((found["ctr_auc"], found["ctcvr_auc"]))
+    assert aucs[1] == pytest.approx(aucs[0], abs=0.03)
+
+
 def test_every_trial_has_one_run_with_its_end_and_metrics(shop_job: Workshop) -> None:
     trials = shop_job.trials("shop-job")
     assert [run.data.tags["pwiser.trial"] for run in trials] == ["0", "1", "2", "3"] * 2

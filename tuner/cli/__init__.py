@@ -150,11 +150,11 @@ def ui(
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 5000,
 ) -> None:
     """Open the MLflow UI on the tracking store; Ctrl-C ends it."""
-    from tuner.tracking_store import existing_uri
+    from tuner.tracking_store import existing_uri, hide_password
 
     uri = existing_uri(tracking)
     if uri.startswith(("http://", "https://")):
-        typer.echo(f"the store is a server with a UI of its own: {uri}")
+        typer.echo(f"the store is a server with a UI of its own: {hide_password(uri)}")
         return
     typer.echo(f"MLflow UI on http://{host}:{port}, Ctrl-C ends it")
     sys.stdout.flush()

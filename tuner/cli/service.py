@@ -182,8 +182,10 @@ def plan(
         found = client.plan(job_file, working_dir=working_dir, code=code.value)
     else:
         from tuner.planning import plan_job
+        from tuner.submission_check import import_path
 
-        found = plan_job(read_job(job_file))
+        with import_path(working_dir):
+            found = plan_job(read_job(job_file))
     if as_json:
         typer.echo(found.model_dump_json(indent=2))
     else:

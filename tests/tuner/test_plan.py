@@ -1,0 +1,164 @@
+import math
+from typing import Any
+
+import pytest
+
+from datasets import Dataset
+from tuner.cluster import Lanes, Node
+from tuner.errors import ClusterError
+from tuner.job import Job
+from tuner.plan import START_UP_S, TRIAL_OVERHEAD_S, Plan, make_plan, table_shape, this_machine
+from tuner.probe import Probe
+
+GIB = 1024**3
+PROBE = Probe(
+    train_rate=1_000.0,
+    evaluation_rate=4_000.0,
+    parameters=5_000,
+    memory_bytes=GIB,
+    device_bytes=0,
+    device="CPU, 1 threads",
+)
+
+
+def node(name: str = "a", cpus: float = 4.0, gpus: float = 0.0, memory_bytes: int = 0) -> Node:
+    return Node(id=name, address=name, cpus=cpus, gpus=gpus, memory_bytes=memory_bytes)
+
+
+def lanes(num_lanes: int, workers: int = 1, gpus: float = 0.0) -> Lanes:
+    return Lanes(
+        num_lanes=num_lanes, workers_per_lane=workers, cpus_per_worker=1, gpus_per_worker=gpus
+    )
+
+
+def plan(
+    dataset: Dataset,
+    fitted: Lanes | ClusterError,
+    *,
+    nodes: tuple[Node, ...] = (node(),),
+    probes: dict[tuple[str, str], Probe] | None = None,
+    faults: tuple[str, ...] = (),
+    **content: Any,
+) -> Plan:
+    settings = {"name": "us", "datasets": [dataset.uri], "search": {"pruner": "none"}}
+    job = Job.model_validate(settings | content)
+    measured = {(dataset.name, model): PROBE for model in job.models}
+    return make_plan(
+        job,
+        {dataset.name: dataset},
+        list(nodes),
+        fitted,
+        measured if probes is None else probes,
+        faults,
+    )
+
+
+def test_hours_are_those_of_the_trials_over_the_lanes(tiny_dataset: Dataset) -> None:
+    splits = tiny_dataset.manifest.splits
+    training = {"epochs": 3, "batch_size": 100, "evaluate_every": 0.5}
+    found = plan(tiny_dataset, lanes(4), training=training, search={"trials": 10, "pruner": "none"})
+    trial_s = (
+        3 * splits["train"].impressions / 1_000 + 6 * splits["valid"].impressions / 4_000
+    ) + TRIAL_OVERHEAD_S
+    (study,) = found.studies
+    assert (study.dataset, study.model, study.trials) == ("tiny", "mmoe", 10)
+    assert study.parameters == 5_000
+    assert study.steps == 3 * math.ceil(splits["train"].impressions / 100)
+    assert study.trial_s == pytest.approx(trial_s)
+    assert found.hours == pytest.approx((START_UP_S + 3 * trial_s) / 3600)
+    assert (found.trials, found.obstacles, found.notes) == (10, (), ())
+
+
+def test_workers_of_a_lane_share_the_work_of_a_trial(tiny_dataset: Dataset) -> None:
+    alone, shared = (plan(tiny_dataset, lanes(1, workers)) for workers in (1, 4))
+    assert shared.studies[0].impressions_per_s == 4_000.0
+    assert alone.studies[0].trial_s - TRIAL_OVERHEAD_S == pytest.approx(
+        4 * (shared.studies[0].trial_s - TRIAL_OVERHEAD_S)
+    )
+    assert shared.notes == ("the workers of a lane are taken to share a batch at no cost",)
+
+
+def test_a_grid_has_its_points_beside_the_baseline_and_the_papers(tiny_dataset: Dataset) -> None:
+    space = {"loss.alpha": {"values": [0.01, 0.1]}, "loss.m1": {"values": [0.1, 0.2]}}
+    search = {"sampler": "grid", "pruner": "none", "space": space}
+    found = plan(tiny_dataset, lanes(2), search=search, models=["mmoe", "dnn"])
+    assert [study.trials for study in found.studies] == [6, 6]
+    assert found.trials == 12
+
+
+def test_a_lane_needs_the_memory_of_the_largest_model_and_dataset(tiny_dataset: Dataset) -> None:
+    larger = Probe(**{**vars(PROBE), "memory_bytes": 3 * GIB})
+    probes = {("tiny", "mmoe"): PROBE, ("tiny", "ple"): larger}
+    found = plan(tiny_dataset, lanes(2, workers=2), probes=probes, models=["mmoe", "ple"]).lanes
+    assert found is not None
+    assert (found.lanes, found.workers_per_lane, found.cpus_per_worker) == (2, 2, 1)
+    assert (found.memory_bytes, found.device_bytes, found.gpus_per_worker) == (3 * GIB, 0, 0.0)
+    assert found.data_bytes == sum(tiny_dataset.size_bytes(name) for name in ("train", "valid"))
+
+
+def test_on_a_gpu_the_dataset_lies_beside_the_model(tiny_dataset: Dataset) -> None:
+    probe = Probe(**{**vars(PROBE), "device_bytes": GIB, "device": "GPU"})
+    found = plan(tiny_dataset, lanes(2, gpus=0.5), probes={("tiny", "mmoe"): probe})
+    assert found.measured_on == "GPU"
+    assert found.lanes is not None
+    assert found.lanes.device_bytes == GIB + found.lanes.data_bytes
+
+
+def test_memory_that_is_short_stands_in_the_way_on_each_such_node(tiny_dataset: Dataset) -> None:
+    nodes = (
+        node("small", cpus=1, memory_bytes=GIB),
+        node("large", cpus=4, memory_bytes=2 * GIB),
+        node("unknown", cpus=2),
+    )
+    assert plan(tiny_dataset, lanes(7), nodes=nodes).obstacles == (
+        "node large: 4 workers of 1024 MiB and 0 MiB of data need 4096 MiB, it has 2048; "
+        "set resources.lanes lower",
+        "node small: 1 workers of 1024 MiB and 0 MiB of data need 1024 MiB, it has 1024; "
+        "set resources.lanes lower",
+    )
+
+
+def test_memory_of_nodes_that_no_worker_comes_to_is_not_counted(tiny_dataset: Dataset) -> None:
+    nodes = (node("head", cpus=0, memory_bytes=1), node("worker", cpus=4, memory_bytes=9 * GIB))
+    assert plan(tiny_dataset, lanes(4), nodes=nodes).obstacles == ()
+
+
+def test_lanes_that_do_not_fit_and_faults_of_nodes_stand_in_the_way(tiny_dataset: Dataset) -> None:
+    fault = "node a: MLflow gave no answer within 30 s"
+    found = plan(tiny_dataset, ClusterError("resources: too many lanes"), faults=(fault,))
+    assert found.obstacles == (fault, "resources: too many lanes")
+    assert found.lanes is None
+    assert found.hours == pytest.approx(
+        (START_UP_S + found.trials * found.studies[0].trial_s) / 3600
+    )
+
+
+def test_a_model_that_could_not_be_measured_leaves_the_rest_of_the_plan(
+    tiny_dataset: Dataset,
+) -> None:
+    fault = "tiny/mmoe: the probe was killed; is the memory enough?"
+    found = plan(tiny_dataset, lanes(2), probes={}, faults=(fault,))
+    assert (found.studies, found.lanes, found.measured_on) == ((), None, "")
+    assert found.obstacles == (fault,)
+
+
+def test_a_budget_that_ends_the_search_early_and_pruning_are_noted(tiny_dataset: Dataset) -> None:
+    assert plan(tiny_dataset, lanes(2), budget={"hours": 1_000}).notes == ()
+    assert plan(tiny_dataset, lanes(2), budget={"hours": 0.001}, search={}).notes == (
+        "the time is an upper bound: pruned trials end sooner",
+        "budget.hours 0.001 would end the search before its trials",
+    )
+
+
+def test_the_shape_of_a_table_is_that_of_its_manifest(tiny_dataset: Dataset) -> None:
+    shape = table_shape(tiny_dataset)
+    encoder = tiny_dataset.encoder()
+    assert len(shape.vocabulary_sizes) == len(encoder.categorical)
+    assert shape.vocabulary_sizes == tuple(tiny_dataset.manifest.vocabulary_sizes.values())
+    assert shape.num_numericals == len(tiny_dataset.manifest.table.numerical)
+
+
+def test_this_machine_has_cores_and_memory() -> None:
+    found = this_machine()
+    assert found.cpus >= 1
+    assert found.memory_bytes > 100 * 1024**2

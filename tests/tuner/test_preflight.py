@@ -1,0 +1,179 @@
+import platform
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import ray
+
+from datasets import Dataset
+from tuner import __version__
+from tuner.cluster import Node, alive_nodes, connected, named_once
+from tuner.errors import ClusterError, JobFileError
+from tuner.job import Job
+from tuner.preflight import NodeCheck, check_nodes, job_check, local_faults, node_faults
+from tuner.trial_queue import TrialQueue
+
+
+@pytest.fixture
+def check(tmp_path: Path, tiny_dataset: Dataset) -> NodeCheck:
+    """What this machine passes."""
+    content = {"name": "us", "datasets": [tiny_dataset.uri], "storage": str(tmp_path / "storage")}
+    job = Job.model_validate(content)
+    return job_check(job, {"tiny": tiny_dataset}, f"sqlite:///{tmp_path / 'mlflow.db'}")
+
+
+@pytest.fixture
+def away() -> Iterator[str]:
+    """An address where nothing listens."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def in_the_way(directory: Path) -> str:
+    (directory / "file").write_text("in the way")
+    return str(directory / "file")
+
+
+def test_a_check_is_what_the_driver_has(check: NodeCheck, tiny_dataset: Dataset) -> None:
+    assert check.versions["python"] == platform.python_version()
+    assert check.versions["pwiser-tuner"] == __version__
+    assert check.versions["ray"] == ray.__version__
+    assert check.datasets == {tiny_dataset.uri: tiny_dataset.digest}
+    assert check.tracking is None  # a file of the driver's own
+
+
+def test_two_jobs_may_look_at_one_node_at_the_same_time(check: NodeCheck, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        faults = list(pool.map(lambda _: local_faults(check, "node"), range(40)))
+    assert faults == [[]] * 40
+    assert list((tmp_path / "storage").iterdir()) == []
+
+
+def test_a_node_in_order_has_no_fault_and_nothing_is_left(check: NodeCheck, tmp_path: Path) -> None:
+    assert local_faults(check, "node") == []
+    assert local_faults(check, "node") == []
+    assert list((tmp_path / "storage").iterdir()) == []
+
+
+def test_a_storage_that_cannot_be_written_is_told(check: NodeCheck, tmp_path: Path) -> None:
+    storage = in_the_way(tmp_path)
+    assert local_faults(replace(check, storage=storage), "node") == [
+        f"storage {storage} cannot be written and read back ([Errno 17] Cannot create directory "
+        f"'{storage}': non-directory entry exists. Detail: [errno 17] File exists)"
+    ]
+
+
+def test_a_missing_dataset_is_told(check: NodeCheck, tmp_path: Path) -> None:
+    missing = str(tmp_path / "missing")
+    (fault,) = local_faults(replace(check, datasets={missing: "0" * 64}), "node")
+    assert fault == (
+        f"dataset {missing} cannot be used ({missing}: no such dataset; make one with "
+        "'pwiser data prepare' or 'pwiser data synth')"
+    )
+
+
+def test_other_content_of_a_dataset_is_told(check: NodeCheck, tiny_dataset: Dataset) -> None:
+    (fault,) = local_faults(replace(check, datasets={tiny_dataset.uri: "0" * 64}), "node")
+    assert fault == (
+        f"dataset {tiny_dataset.uri} has the digest {tiny_dataset.digest[:12]}, "
+        "the driver's has 000000000000"
+    )
+
+
+def test_another_version_is_told(check: NodeCheck) -> None:
+    versions = {**check.versions, "ray": "2.0.0", "python": "3.8.1"}
+    assert local_faults(replace(check, versions=versions), "node") == [
+        f"python is {platform.python_version()}, the driver's is 3.8.1",
+        f"ray is {ray.__version__}, the driver's is 2.0.0",
+    ]
+
+
+def test_an_mlflow_that_does_not_answer_is_told(
+    check: NodeCheck, away: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    (fault,) = local_faults(replace(check, tracking=away), "node")
+    assert fault.startswith(
+        f"MLflow cannot be used (tracking.uri {away}: cannot be used (API request to {away}/api/2.0"
+        "/mlflow/experiments/search failed with exception "
+    )
+
+
+def test_all_faults_of_a_node_are_told_at_once(
+    check: NodeCheck, tmp_path: Path, away: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    broken = NodeCheck(
+        versions={"ray": "2.0.0"},
+        storage=in_the_way(tmp_path),
+        datasets={"/missing/es": "0", "/missing/us": "0"},
+        tracking=away,
+    )
+    faults = local_faults(broken, "node")
+    starts = ("ray is ", "storage /", "dataset /missing/es ", "dataset /missing/us ", "MLflow ")
+    assert len(faults) == len(starts)
+    assert all(fault.startswith(start) for fault, start in zip(faults, starts, strict=True))
+    assert not any("\n" in fault for fault in faults)
+
+
+@pytest.fixture(scope="module")
+def ray_session() -> Iterator[None]:
+    with connected():
+        yield
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+class TestOnRay:
+    """What a cluster's nodes say, here the one of an embedded Ray."""
+
+    def test_nodes_in_order_pass(self, ray_session: None, check: NodeCheck, tmp_path: Path) -> None:
+        nodes = alive_nodes()
+        assert len(nodes) == 1
+        assert nodes[0].cpus >= 1
+        check_nodes(check, nodes)
+        assert list((tmp_path / "storage").iterdir()) == []
+
+    def test_a_node_that_fails_is_named_with_every_reason(
+        self, ray_session: None, check: NodeCheck
+    ) -> None:
+        (node,) = alive_nodes()
+        broken = replace(check, versions={"ray": "2.0.0"}, datasets={"/missing/us": "0"})
+        with pytest.raises(ClusterError) as caught:
+            check_nodes(broken, [node])
+        assert str(caught.value) == (
+            f"cluster: node {node.address}: ray is {ray.__version__}, the driver's is 2.0.0, "
+            "dataset /missing/us cannot be used (/missing/us: no such dataset; make one with "
+            "'pwiser data prepare' or 'pwiser data synth'); mend or remove that node and start "
+            "the job again"
+        )
+
+    def test_a_node_that_is_gone_is_named_beside_those_that_pass(
+        self, ray_session: None, check: NodeCheck
+    ) -> None:
+        gone = Node(id="0" * 56, address="10.0.0.9", cpus=1, gpus=0)
+        (fault,) = node_faults(check, [*alive_nodes(), gone])
+        assert fault.startswith(
+            "node 10.0.0.9: The task is not schedulable: The node specified via "
+            "NodeAffinitySchedulingStrategy doesn't exist any more or is infeasible"
+        )
+
+    def test_a_job_has_its_name_alone_and_gives_it_back(
+        self, ray_session: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("tuner.cluster.NAME_WAIT_S", 0.0)
+        actor = ray.remote(num_cpus=0)(TrialQueue)
+        with named_once("us", actor), named_once("es", actor):
+            with pytest.raises(JobFileError) as caught, named_once("us", actor):
+                pass
+            assert str(caught.value) == (
+                "name: job 'us' is running already on this cluster; "
+                "wait for it, stop it (pwiser stop), or choose another name"
+            )
+        monkeypatch.undo()
+        with named_once("us", actor):
+            pass
