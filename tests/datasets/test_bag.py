@@ -172,6 +172,18 @@ def test_loaded_rows_are_the_raw_rows_encoded(
             assert row[4] == (brands.ids_of(brand[:1]).tolist() or [0])[0]
 
 
+def test_streamed_rows_are_those_of_load(
+    lists: pd.DataFrame, prepare: Callable[..., Dataset]
+) -> None:
+    dataset = prepare(lists, schema=SCHEMA + "numerical_type: float16\n")
+    loaded = dataset.load("train")
+    (chunk,) = dataset.stream("train").chunks(3, 50, 1000)
+    for name in ("ids_NF", "numericals_ND"):
+        streamed, expected = getattr(chunk, name), getattr(loaded, name)[3:50]
+        assert streamed.dtype == expected.dtype
+        np.testing.assert_array_equal(streamed, expected)
+
+
 def _saved(dataset: Dataset) -> Path:
     directory = Path(dataset.uri).with_name("encoder")
     dataset.encoder().save(directory)

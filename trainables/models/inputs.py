@@ -27,6 +27,9 @@ class Inputs:
     def __post_init__(self) -> None:
         if not self.bag_lengths:
             object.__setattr__(self, "bag_lengths", (1,) * len(self.vocabulary_sizes))
+        for field, size in enumerate(self.vocabulary_sizes):
+            if size < 1:
+                raise ValueError(f"vocabulary_sizes[{field}] must be at least 1, got {size}")
         if len(self.bag_lengths) != len(self.vocabulary_sizes):
             raise ValueError(
                 f"bag_lengths must have one length for each of {len(self.vocabulary_sizes)} "
@@ -35,9 +38,6 @@ class Inputs:
         for field, length in enumerate(self.bag_lengths):
             if length < 1:
                 raise ValueError(f"bag_lengths[{field}] must be at least 1, got {length}")
-        for field, size in enumerate(self.vocabulary_sizes):
-            if size < 1:
-                raise ValueError(f"vocabulary_sizes[{field}] must be at least 1, got {size}")
         if self.num_numericals < 0:
             raise ValueError(f"num_numericals must be at least 0, got {self.num_numericals}")
         if not self.vocabulary_sizes and self.num_numericals == 0:

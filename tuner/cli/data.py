@@ -71,6 +71,13 @@ class Country(StrEnum):
     RU = "ru"
 
 
+class NumericalChoice(StrEnum):
+    """The numerical types of ``datasets.schema`` (a test holds the two together)."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+
+
 ValidFraction = Annotated[
     float, typer.Option(help="Share of train's groups (sessions) that become valid.")
 ]
@@ -183,6 +190,10 @@ def prepare_aliexpress(
     ] = None,
     valid_fraction: ValidFraction = 0.1,
     split_seed: SplitSeed = 0,
+    numerical_type: Annotated[
+        NumericalChoice,
+        typer.Option(help="Of the loaded numericals; float16 halves their memory."),
+    ] = NumericalChoice.FLOAT32,
     conversion_without_click: ConversionWithoutClick = OrphanChoice.REFUSE,
 ) -> None:
     """Prepare the AliExpress search logs, processed or raw."""
@@ -201,6 +212,7 @@ def prepare_aliexpress(
                 out=out,
                 valid_fraction=valid_fraction,
                 split_seed=split_seed,
+                numerical_type=numerical_type.value,
                 report=report,
             )
         else:
@@ -209,6 +221,7 @@ def prepare_aliexpress(
                 out=out,
                 valid_fraction=valid_fraction,
                 split_seed=split_seed,
+                numerical_type=numerical_type.value,
                 conversion_without_click=conversion_without_click.policy,
                 report=report,
             )
