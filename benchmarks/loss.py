@@ -11,8 +11,6 @@ the step of MMoE at the paper's sizes, in turns in one run. The last line is one
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -21,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from run_header import run_header
 from torch import Tensor
 
 from trainables.loss import Gate, pwiser, training_loss
@@ -253,13 +252,6 @@ def _spread(times: list[float]) -> str:
     return f"{median:.2f} ms ({low:.2f}-{high:.2f})"
 
 
-def git_commit() -> str:
-    """The commit of the working tree, or that there is none."""
-    command = ["git", "describe", "--always", "--dirty"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    return result.stdout.strip() or "none"
-
-
 def main() -> None:
     """Run everything, or one measurement in this process."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -268,19 +260,13 @@ def main() -> None:
     if chosen:
         print(json.dumps(measure(chosen[0], int(chosen[1]))))
         return
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
-    commit = git_commit()
-    print(f"{machine}, {torch.get_num_threads()} threads; seed {SEED}; commit {commit}")
+    header = run_header(SEED, "torch", threads=torch.get_num_threads())
     table = compare_time_and_memory()
     error = check_exactness()
     shares = measure_share()
     print(f"largest relative error {error:.1e}; largest share of a step {max(shares.values()):.3%}")
     figures = {
-        "cores": os.cpu_count(),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "seed": SEED,
-        "commit": commit,
+        **header,
         "sizes": table,
         "max_relative_error": error,
         "shares_of_step": shares,

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from raw_files import write_raw_files
 from resident_memory import run_measured
+from run_header import run_header
 
 HERE = Path(__file__).parent
 COUNTRY = "nl"
@@ -105,14 +106,7 @@ def main() -> None:
     parser.add_argument("--pandas-limit", type=float, default=8.0, help="GiB; 0 leaves it out")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        check=False,
-        cwd=HERE,
-        capture_output=True,
-        text=True,
-    ).stdout.strip()
-    print(f"{os.cpu_count()} cores, seed 0, commit {commit}", flush=True)
+    header = run_header(0)
     runs = [
         prepare(kind, generate(kind, impressions, arguments.work), impressions)
         for kind in arguments.kinds
@@ -121,7 +115,7 @@ def main() -> None:
     if arguments.pandas_limit:
         limit_bytes = int(arguments.pandas_limit * 2**30)
         runs.append(merge_with_pandas(arguments.impressions, arguments.work, limit_bytes))
-    print(json.dumps({"cores": os.cpu_count(), "commit": commit, "runs": runs}))
+    print(json.dumps({**header, "runs": runs}))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from run_header import run_header
 
 from datasets import open_dataset
 from datasets.sources.synthetic import synthesize
@@ -37,6 +38,11 @@ FORMS = {
     "folded float32": {"folding": "on", "precision": "float32"},
     "plain bfloat16": {"folding": "off", "precision": "bfloat16"},
     "folded bfloat16": {"folding": "on", "precision": "bfloat16"},
+    "sparse float32": {
+        "folding": "off",
+        "precision": "float32",
+        "embedding_optimizer": "sparse",
+    },
 }
 
 
@@ -48,6 +54,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    header = run_header(0, "torch", threads=arguments.threads)
     workers = Workers(device=torch.device("cpu"))
     with tempfile.TemporaryDirectory() as directory:
         path = str(Path(directory) / "demo")
@@ -84,7 +91,7 @@ def main() -> None:
         print(
             f"seed {seed}: " + ", ".join(f"{f} {m['ctr_auc'][-1]:.5f}" for f, m in metrics.items())
         )
-    print(json.dumps(summary(metrics)))
+    print(json.dumps({**summary(metrics), **header}))
 
 
 def summary(metrics: dict[str, dict[str, list[float]]]) -> dict[str, Any]:

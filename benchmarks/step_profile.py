@@ -12,7 +12,6 @@ last line is one line of JSON.
 
 import argparse
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from run_header import run_header
 from torch.utils.flop_counter import FlopCounterMode
 
 from trainables.configuration import TrialConfiguration, build_model
@@ -166,10 +166,10 @@ def main() -> None:
         clock = time.process_time
     kept = keep_freed_memory()
     top = ceilings(clock)
+    threads = torch.get_num_threads()
+    header = run_header(SEED, "torch", threads=threads, clock=arguments.clock, memory_kept=kept)
     print(
-        f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-        f"clock {arguments.clock}, freed memory kept: {kept}; ceilings: float32 "
-        f"{top['float32']:.0f} and bfloat16 {top['bfloat16']:.0f} GFLOP/s, "
+        f"ceilings: float32 {top['float32']:.0f} and bfloat16 {top['bfloat16']:.0f} GFLOP/s, "
         f"copy {top['copy']:.1f} GB/s"
     )
     forms: dict[str, Any] = {}
@@ -177,7 +177,7 @@ def main() -> None:
         for folding in ("off", "auto"):
             row = profile(arguments.model, precision, folding, top, clock)
             forms[f"{precision}_{'folded' if folding == 'auto' else 'plain'}"] = row
-    print(json.dumps({"model": arguments.model, "ceilings": top, "forms": forms}))
+    print(json.dumps({"model": arguments.model, "ceilings": top, "forms": forms, **header}))
 
 
 if __name__ == "__main__":

@@ -12,16 +12,13 @@ The last line is one line of JSON; a value that cannot be computed is null.
 
 import argparse
 import json
-import os
-import platform
-import subprocess
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from run_header import run_header
 
 from datasets import Dataset, Impressions, PwiserError, open_dataset
 from tuner.errors import JobNotFoundError
@@ -30,7 +27,6 @@ from tuner.tracking import connect
 from tuner.tracking_store import existing_uri
 
 try:
-    from sklearn import __version__ as sklearn_version
     from sklearn.compose import ColumnTransformer
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.linear_model import LogisticRegression
@@ -186,16 +182,7 @@ def compare(directory: str, job: str, tracking: str | None) -> dict[str, Any]:
     splits = {name: dataset.load(name) for name in ("train", "valid", "test")}
     logistic_settings, logistic = evaluate(logistic_candidates(dataset), splits)
     tree_settings, trees = evaluate(tree_candidates(dataset), splits)
-    run: dict[str, Any] = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "scikit-learn": sklearn_version,
-        "seed": SEED,
-        "commit": git_commit(),
-        "job": job,
-        "dataset": dataset.name,
-        "digest": dataset.digest,
-    }
-    print("; ".join(f"{name} {value}" for name, value in run.items()))
+    run = run_header(SEED, "scikit-learn", job=job, dataset=dataset.name, digest=dataset.digest)
     alpha, m1, m2 = (winner.config["loss"][name] for name in ("alpha", "m1", "m2"))
     print(f"winner: {winner.model}, alpha {alpha:.4g}, m1 {m1:.3g}, m2 {m2:.3g}")
     print(f"logistic regression: {logistic_settings}")
@@ -223,15 +210,6 @@ def compare(directory: str, job: str, tracking: str | None) -> dict[str, Any]:
         f"{model}_valid_ctr_auc": metrics["valid"]["ctr_auc"] for model, metrics in rows.items()
     }
     return {**figures, **valid, "winner_model": winner.model, **run}
-
-
-def git_commit() -> str:
-    """The commit of the working tree, or that there is none."""
-    command = ["git", "describe", "--always", "--dirty"]
-    result = subprocess.run(
-        command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent
-    )
-    return result.stdout.strip() or "none"
 
 
 def main() -> int:

@@ -16,8 +16,6 @@ last line is one line of JSON.
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -29,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from run_header import run_header
 
 from datasets import Impressions, open_dataset
 from datasets.sources.synthetic import synthesize
@@ -274,17 +273,6 @@ def on_gpu(data: str, rounds: int) -> dict[str, Any]:
     return figures
 
 
-def machine() -> str:
-    """What was measured, on what."""
-    command = ["git", "describe", "--always", "--dirty"]
-    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
-    return (
-        f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, "
-        f"{torch.get_num_threads()} threads; load {load}; seed {SEED}; commit {commit or 'none'}"
-    )
-
-
 def main() -> None:
     """Run everything, or one measurement in this process."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -301,16 +289,16 @@ def main() -> None:
     if arguments.measure:
         print(json.dumps(measure(*arguments.measure, arguments)))
         return
-    print(f"{machine()}; clock {arguments.clock}")
+    header = run_header(SEED, "torch", clock=arguments.clock)
     with tempfile.TemporaryDirectory() as directory:
         data = arguments.data or str(Path(directory) / "us")
         if not arguments.data:
             synthesize(out=data, impressions=100_000, preset="us", seed=SEED)
         if arguments.device == "cuda":
-            print(json.dumps({"gpu": on_gpu(data, arguments.rounds)}))
+            print(json.dumps({"gpu": on_gpu(data, arguments.rounds), **header}))
             return
         print("GPU figures were not run: --device cuda runs them")
-        figures: dict[str, Any] = {"gpu": "not run", "clock": arguments.clock}
+        figures: dict[str, Any] = {"gpu": "not run", **header}
         figures |= {"paper": {}, "small": {}}
         for size, model in CASES:
             if not arguments.only or f"{size}/{model}" in arguments.only:

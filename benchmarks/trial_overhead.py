@@ -22,7 +22,6 @@ sides and in no other figure. Medians over the rounds. The last line is one line
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -33,7 +32,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch
 from mlflow.tracking import MlflowClient
 from ray import train as ray_train
@@ -41,11 +39,12 @@ from ray import tune
 from ray.train.torch import TorchTrainer, get_device
 from ray.tune.integration.ray_train import TuneReportCallback
 from rich.console import Console
+from run_header import run_header
 
 from datasets import open_dataset, synthesize
 from trainables import DeviceImpressions, Inputs, TrialConfiguration, Workers, train
 from trainables.checkpoint import save_checkpoint
-from tuner.cluster import Lanes, connected, plan_lanes
+from tuner.cluster import Lanes, alive_nodes, connected, plan_lanes
 from tuner.job import Job
 from tuner.tuning import run_job
 
@@ -189,7 +188,7 @@ def measure(side: str, directory: Path, trials: int) -> Figures:
     before = time.time()
     with connected():
         started = time.time()
-        lanes = plan_lanes(job.resources, ray.cluster_resources())
+        lanes = plan_lanes(job.resources, alive_nodes())
         ends, trained = run(job, lanes)
         returned = time.time()
     between = [
@@ -266,15 +265,6 @@ def _spread(summary: Mapping[str, Any], key: str) -> str:
     return f"{summary[key]:.2f} s ({low:.2f}-{high:.2f})"
 
 
-def git_commit() -> str:
-    """The commit of the working tree, or that there is none."""
-    command = ["git", "describe", "--always", "--dirty"]
-    result = subprocess.run(
-        command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent
-    )
-    return result.stdout.strip() or "none"
-
-
 def main() -> None:
     """Run all rounds, or one measurement in this process."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -290,15 +280,7 @@ def main() -> None:
     trials = {"lanes": arguments.lane_trials, "documented": arguments.documented_trials}
     if min(trials.values()) < 2 or arguments.rounds < 1:
         parser.error("needs at least one round and two trials of each side")
-    run = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "ray": ray.__version__,
-        "torch": torch.__version__,
-        "seed": SEED,
-        "commit": git_commit(),
-    }
-    print("; ".join(f"{name} {value}" for name, value in run.items()))
-    print(f"load before: {os.getloadavg()[0]:.1f}; {IMPRESSIONS:,} impressions, {MODEL}, 1 worker")
+    run = run_header(SEED, "ray", "torch", impressions=IMPRESSIONS, model=MODEL)
     summary = summarize(measure_rounds(arguments.rounds, trials))
     print(json.dumps({**summary, **run, "trials": trials, "rounds": arguments.rounds}))
 

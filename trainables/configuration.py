@@ -23,6 +23,7 @@ from pydantic import (
 from datasets import PwiserError
 from trainables.execution import Folding, Precision
 from trainables.models import MODELS, Inputs
+from trainables.optimizers import EmbeddingOptimizer
 
 __all__ = [
     "ConfigurationError",
@@ -84,6 +85,11 @@ class TrainingSettings(Settings):
         "auto",
         description="of embeddings into the first layer, which changes the speed alone; "
         "auto folds the fields whose vocabularies are small enough for it",
+    )
+    embedding_optimizer: EmbeddingOptimizer = Field(
+        "auto",
+        description="dense is Adam over whole embedding tables, sparse over the rows that a step "
+        "reads alone; auto is sparse where the tables are large against a batch",
     )
     evaluate_every: float = Field(
         1.0,

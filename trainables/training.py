@@ -20,6 +20,7 @@ from trainables.execution import compute_dtype, fold_embeddings, keep_freed_memo
 from trainables.loss import training_loss
 from trainables.metrics import evaluate
 from trainables.models import Inputs
+from trainables.optimizers import Optimizers, make_optimizers
 from trainables.workers import Workers
 
 __all__ = ["DeviceImpressions", "Evaluation", "TrainingError", "predict_logits", "train"]
@@ -177,13 +178,6 @@ class _Stepper:
         self.dtype = compute_dtype(settings.precision, device)
         if device.type == "cpu":
             keep_freed_memory()
-        self.parallel = model if workers.group is None else _parallel(model, workers)
-        self.optimizer = torch.optim.Adam(
-            model.parameters(),
-            lr=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
         if len(split) < workers.size:
             raise TrainingError(
                 f"{len(split)} train impressions cannot feed {workers.size} workers; "
@@ -193,6 +187,8 @@ class _Stepper:
         self.steps_per_epoch = min(num_batches, len(split) // workers.size)
         rows = len(split) // (self.steps_per_epoch * workers.size)
         fold_embeddings(model, settings.folding, rows)
+        self.optimizers = _optimizers(model, settings, rows, workers)
+        self.parallel = model if workers.group is None else _parallel(model, workers)
         shape = BatchShape(steps_per_epoch=self.steps_per_epoch, rows=rows, seed=settings.seed)
         self.batches = split.batches(shape, workers)
         self.losses = torch.zeros(3, device=device)
@@ -213,9 +209,9 @@ class _Stepper:
             gate=self.gate,
             group=self.workers.group,
         )
-        self.optimizer.zero_grad()
+        self.optimizers.zero_grad()
         losses.total.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
+        self.optimizers.step()
         self.losses += torch.stack(losses).detach()
         self.num_losses += 1
 
@@ -231,6 +227,22 @@ class _Stepper:
     def resume(self) -> None:
         """Go back to training after an evaluation."""
         self.parallel.train()
+
+
+def _optimizers(
+    model: nn.Module, settings: TrainingSettings, rows_per_worker: int, workers: Workers
+) -> Optimizers:
+    try:
+        return make_optimizers(
+            model,
+            settings.embedding_optimizer,
+            learning_rate=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            rows_per_step=rows_per_worker * workers.size,
+            can_reduce_sparse=workers.size == 1 or workers.device.type == "cpu",
+        )
+    except ValueError as error:
+        raise TrainingError(str(error)) from error
 
 
 def _parallel(model: nn.Module, workers: Workers) -> nn.Module:

@@ -53,8 +53,3 @@ class Workers:
         gathered = padded.new_empty(self.size * length, *share_BT.shape[1:])
         dist.all_gather_single(gathered, padded, group=self.group)
         return gathered[:num_rows]
-
-    def synchronize(self) -> None:
-        """Wait until the device has done what was asked of it, so that a clock can be read."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)

@@ -28,6 +28,12 @@ __all__ = [
 
 OBJECT_STORE_BYTES = 256 * 1024**2  # nothing large passes through it
 NAMESPACE = "pwiser"
+LANE_BYTES = 1024**3
+"""What a lane's other processes hold (Ray Train's controller and its actors)."""
+WORKER_BYTES = 1024**3
+"""What one worker holds, with a table of some million impressions; larger ones are shared."""
+MAX_CPUS_BESIDE_GPU = 4
+"""Cores for a worker that trains on a GPU, where the job file names none: it hardly uses one."""
 NAME_WAIT_S = 15.0  # Ray takes some seconds to notice that a killed driver is gone
 
 
@@ -223,19 +229,54 @@ def plan_lanes(
     lanes = Lanes(
         num_lanes=settings.lanes or 1,
         workers_per_lane=settings.workers_per_lane,
-        cpus_per_worker=settings.cpus_per_worker,
+        cpus_per_worker=settings.cpus_per_worker or 1,
         gpus_per_worker=gpus_per_worker,
     )
-    room = sum(lanes.workers_in(node.cpus, node.gpus) for node in nodes) // lanes.workers_per_lane
+    room = _room(lanes, nodes)
     if settings.lanes is None and room:
-        unused = room
+        unused = min(room, _room_in_memory(lanes, nodes))
         if free is not None:
             workers = lanes.workers_in(free.get("CPU", 0.0), free.get("GPU", 0.0))
-            unused = min(room, workers // lanes.workers_per_lane)
-        return replace(lanes, num_lanes=max(unused, 1))
+            unused = min(unused, workers // lanes.workers_per_lane)
+        lanes = replace(lanes, num_lanes=max(unused, 1))
+    if lanes.num_lanes <= room:
+        return lanes if settings.cpus_per_worker else _share_cores(lanes, nodes, free)
     growth = lanes.workers_in(limits.get("CPU", 0.0), limits.get("GPU", 0.0)) if limits else 0
     if lanes.num_lanes > max(room, growth // lanes.workers_per_lane):
         raise ClusterError(_no_room(lanes, nodes, room))
+    return lanes
+
+
+def _room(lanes: Lanes, nodes: Sequence[Node]) -> int:
+    """Count the lanes that find room by cores and GPUs."""
+    workers = sum(lanes.workers_in(node.cpus, node.gpus) for node in nodes)
+    return workers // lanes.workers_per_lane
+
+
+def _room_in_memory(lanes: Lanes, nodes: Sequence[Node]) -> int:
+    """Count the lanes that find room by memory; a node that does not tell counts by its cores."""
+    worker_bytes = WORKER_BYTES + LANE_BYTES // lanes.workers_per_lane
+    workers = sum(
+        node.memory_bytes // worker_bytes
+        if node.memory_bytes
+        else lanes.workers_in(node.cpus, node.gpus)
+        for node in nodes
+    )
+    return workers // lanes.workers_per_lane
+
+
+def _share_cores(lanes: Lanes, nodes: Sequence[Node], free: Mapping[str, float] | None) -> Lanes:
+    """Give every worker as many cores as all can have, of those that other jobs leave."""
+    num_workers = lanes.num_lanes * lanes.workers_per_lane
+    free_cpus = sum(node.cpus for node in nodes) if free is None else free.get("CPU", 0.0)
+    share = int(free_cpus // num_workers)
+    if lanes.gpus_per_worker:
+        share = min(share, MAX_CPUS_BESIDE_GPU)
+    while share > 1:  # the cores of a worker are on one node
+        wider = replace(lanes, cpus_per_worker=share)
+        if _room(wider, nodes) >= lanes.num_lanes:
+            return wider
+        share -= 1
     return lanes
 
 

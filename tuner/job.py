@@ -104,12 +104,23 @@ class ResourceSettings(Settings):
     """What the lanes may use."""
 
     lanes: int | None = Field(
-        None, ge=1, description="trials at a time; as many as the cluster holds where left out"
+        None,
+        ge=1,
+        description="trials at a time; as many as the cluster's cores, GPUs and memory hold "
+        "where left out",
     )
     workers_per_lane: int = Field(1, ge=1, description="data-parallel workers of one trial")
-    cpus_per_worker: int = Field(1, ge=1, description="CPU cores, and threads, of one worker")
+    cpus_per_worker: int | None = Field(
+        None,
+        ge=1,
+        description="CPU cores, and threads, of one worker; "
+        "an equal share of the cores (with a GPU at most 4) where left out",
+    )
     gpus_per_worker: float | None = Field(
-        None, ge=0, description="one where the cluster has any, else none, where left out"
+        None,
+        ge=0,
+        description="a fraction lets several lanes share a GPU; "
+        "one where the cluster has any, else none, where left out",
     )
 
 

@@ -214,8 +214,8 @@ def _lane_plan(
 def _held_bytes(job: Job, dataset: Dataset, nodes: Sequence[Node]) -> int:
     """What a node holds of a dataset; nothing where it is streamed."""
     size_bytes = sum(dataset.size_bytes(split) for split in ("train", "valid"))
-    memory_bytes = min(node.memory_bytes for node in nodes if node.cpus)
-    too_large = job.data.mode == "auto" and size_bytes > MEMORY_SHARE * memory_bytes
+    known = [node.memory_bytes for node in nodes if node.cpus and node.memory_bytes]
+    too_large = job.data.mode == "auto" and bool(known) and size_bytes > MEMORY_SHARE * min(known)
     return 0 if job.data.mode == "stream" or too_large else size_bytes
 
 

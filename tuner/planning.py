@@ -74,7 +74,9 @@ def _plan(
     faults: list[str],
     measure_one: Measure,
 ) -> Plan:
-    num_workers, threads = job.resources.workers_per_lane, job.resources.cpus_per_worker
+    num_workers, threads = job.resources.workers_per_lane, job.resources.cpus_per_worker or 1
+    if isinstance(lanes, Lanes):
+        threads = lanes.cpus_per_worker
     probes = {}
     for name, dataset in datasets.items():
         for model in job.models:

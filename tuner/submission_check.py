@@ -51,6 +51,7 @@ def check_submission(
                     f"{shown}: {field}: {uri} is relative to a directory of this machine; give a "
                     "URI such as s3://bucket/..., or an absolute path that every node has"
                 )
+    _is_reachable(job.storage)  # which refuses what no filesystem is known for; the nodes try it
     reachable = tuple(uri for uri in job.datasets if _is_reachable(uri))
     if reachable:
         try:

@@ -113,11 +113,13 @@ def run_trials(rank: int, world_size: int, group: ProcessGroup | None) -> dict[s
     training = TrainingSettings(epochs=1, batch_size=64, precision="float32", evaluate_every=0.6)
     variants = {name: VARIANTS[name] for name in ("mmoe", "dnn")}
     normalised = {"mmoe batch norm": ("mmoe", VARIANTS["mmoe"][1] | {"batch_norm": True})}
-    for variant, (architecture, settings) in (variants | normalised).items():
+    sparse = {"mmoe sparse": VARIANTS["mmoe"]}
+    for variant, (architecture, settings) in (variants | normalised | sparse).items():
+        optimizer = "sparse" if variant in sparse else "dense"
         configuration = TrialConfiguration.create(
             architecture,
             settings | {"embedding_dim": 4},
-            training=training,
+            training=training.model_copy(update={"embedding_optimizer": optimizer}),
             loss=LossSettings(alpha=0.7),
         )
         valid = make_split(37, seed=1)

@@ -25,6 +25,7 @@ from trainables.checkpoint import load_checkpoint, save_checkpoint
 from trainables.configuration import build_model
 from trainables.execution import Folding
 from trainables.metrics import probabilities
+from trainables.optimizers import EmbeddingOptimizer
 from trainables.training import predict_logits
 
 SCHEMA = """\
@@ -102,10 +103,15 @@ def configure(model: str, *, folding: Folding = "auto") -> TrialConfiguration:
     )
 
 
-@pytest.mark.parametrize("folding", ["on", "off"])
-def test_a_trial_learns_from_its_bags(dataset: Dataset, folding: Folding) -> None:
+@pytest.mark.parametrize(
+    ("folding", "optimizer"), [("on", "dense"), ("off", "dense"), ("off", "sparse")]
+)
+def test_a_trial_learns_from_its_bags(
+    dataset: Dataset, folding: Folding, optimizer: EmbeddingOptimizer
+) -> None:
     splits = split_of(dataset, "train"), split_of(dataset, "valid")
     configuration = configure("dnn", folding=folding)
+    configuration = configuration.replace({"training.embedding_optimizer": optimizer})
     *_, (last, _) = train(configuration, inputs_of(dataset), *splits, ALONE)
     assert (last.metrics["ctr_auc"] or 0) > 0.75
 

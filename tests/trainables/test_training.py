@@ -314,7 +314,7 @@ def test_two_workers_at_half_the_batch_train_as_one(
     """Loss, parameters, metrics and logits after 3 and 5 steps, valid rows uneven over ranks."""
     one, two = run_ranks("trials", tmp_path)
     assert list(one) == list(two)
-    assert sum("losses" in key for key in one) == 6  # three variants, two evaluations each
+    assert sum("losses" in key for key in one) == 8  # four variants, two evaluations each
     for key, expected in one.items():
         torch.testing.assert_close(
             two[key], expected, rtol=1e-5, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}"

@@ -12,7 +12,6 @@ def test_a_worker_on_its_own_has_everything() -> None:
     assert workers.share_of(5) == slice(0, 5)
     rows_BT = torch.arange(10.0).view(5, 2)
     assert workers.gather_rows(rows_BT, 5) is rows_BT
-    workers.synchronize()
 
 
 def test_shares_put_together_are_the_whole_in_order(

@@ -42,14 +42,23 @@ PORT_OPTIONS = (
     "--ray-client-server-port",
     "--runtime-env-agent-port",
 )
-OWN_MODEL = (
-    "import tuner\n"
-    "from trainables.models import DNN, Inputs\n"
-    "print('code at', tuner.__file__)\n"
-    "class Mine(DNN):\n"
-    "    def __init__(self, inputs: Inputs, *, embedding_dim: int = 4) -> None:\n"
-    "        super().__init__(inputs, embedding_dim=embedding_dim, hidden_units=(8,))\n"
-)
+OWN_MODEL = """
+import pathlib, torch, tuner
+from trainables.models import DNN, Inputs
+
+SLOW = pathlib.Path({slow!r})
+ONES = torch.ones(256, 256)
+print("code at", tuner.__file__)
+
+class Mine(DNN):
+    def __init__(self, inputs: Inputs, *, embedding_dim: int = 4) -> None:
+        super().__init__(inputs, embedding_dim=embedding_dim, hidden_units=(8,))
+
+    def forward(self, ids, numericals):
+        for _ in range(100 if SLOW.exists() else 0):
+            ONES @ ONES
+        return super().forward(ids, numericals)
+"""
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,7 @@ class Head:
             "datasets": [dataset.uri],
             "models": ["mine:Mine"],
             "search": {"sampler": "random", "pruner": "none", "trials": NUM_TRIALS},
-            "training": {"epochs": 40, "batch_size": 256, "learning_rate": 0.01},
+            "training": {"epochs": 10, "batch_size": 256, "learning_rate": 0.01},
             "resources": {"lanes": 1},
             "storage": str(self.directory / "storage"),
         }
@@ -132,7 +141,7 @@ def forget_token() -> None:
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     directory = tmp_path_factory.mktemp("user")
     (directory / "modules").mkdir()
-    (directory / "modules" / "mine.py").write_text(OWN_MODEL)
+    (directory / "modules" / "mine.py").write_text(OWN_MODEL.format(slow=str(directory / "slow")))
     ports = free_ports(len(PORT_OPTIONS))
     token = secrets.token_hex(20)
     temporary = Path(tempfile.mkdtemp(prefix="pw"))  # short: Ray's sockets lie below it
@@ -210,6 +219,8 @@ def test_a_job_is_watched_stopped_and_gone_on_with(
 ) -> None:
     client = Client(head.address)
     job = head.write_job("story", tiny_dataset)
+    slow = head.directory / "slow"
+    slow.touch()  # so that there are trials left to stop
     first = client.submit(job, working_dir=head.modules)
     assert first.startswith("story-")
     follow_until_ended(client, first, 2)
@@ -242,6 +253,7 @@ def test_a_job_is_watched_stopped_and_gone_on_with(
     assert (stopped.id, stopped.state) == (first, JobState.STOPPED)
     assert stopped.ended is not None
     assert client.stop(first) == stopped
+    slow.unlink()
     runs = head.runs("story")
     assert [one.info.status for one in runs["study"]] == ["KILLED"]
     assert {one.info.status for one in runs["trial"]} == {"FINISHED", "KILLED"}
@@ -300,8 +312,9 @@ def assert_the_commands_say_the_same(
         assert f"{NUM_TRIALS}/{NUM_TRIALS}" in table
         assert f"{NUM_TRIALS}/{NUM_TRIALS}" in printed("status", first.id)
         assert printed("logs", second.id) == "".join(client.logs(second.id))
-        assert printed("stop", second.id) == (
-            f"{second.id}: succeeded; pwiser resume story goes on with it\n"
+        assert printed("stop", second.id) == f"{second.id}: succeeded\n"
+        assert printed("stop", first.id) == (
+            f"{first.id}: stopped; pwiser resume story goes on with it\n"
         )
 
 
@@ -316,6 +329,17 @@ def test_a_plan_is_made_where_the_job_would_run(head: Head, tiny_dataset: Datase
     assert plan.lanes.lanes == 1
     assert plan.hours > 0
     assert "planned" not in [one.name for one in client.jobs()]
+
+
+def test_a_plan_that_cannot_be_made_there_says_why(head: Head, tiny_dataset: Dataset) -> None:
+    missing = head.directory / "missing"
+    job = head.write_job("unplanned", tiny_dataset, models=["dnn"], datasets=[str(missing)])
+    with pytest.raises(ClusterError) as caught:
+        Client(head.address).plan(job)
+    assert str(caught.value) == (
+        f"{job}: {missing}: no such dataset; make one with 'pwiser data prepare' or "
+        "'pwiser data synth'"
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -31,15 +32,22 @@ def refusal(settings: dict[str, Any], *sizes: tuple[float, float], **known: Any)
     ("settings", "cpus", "gpus", "planned"),
     [
         ({}, 2, 0, lanes(2)),
-        ({}, 16, 1, lanes(1, gpus=1.0)),
+        ({}, 16, 1, lanes(1, cpus=4, gpus=1.0)),
         ({}, 4, 8, lanes(4, gpus=1.0)),
-        ({"lanes": 1}, 16, 4, lanes(1, gpus=1.0)),
+        ({"lanes": 1}, 16, 4, lanes(1, cpus=4, gpus=1.0)),
+        ({"lanes": 1}, 2, 0, lanes(1, cpus=2)),
+        ({"lanes": 3}, 16, 0, lanes(3, cpus=5)),
         ({"workers_per_lane": 2}, 5, 0, lanes(2, workers=2)),
         ({"cpus_per_worker": 2}, 7, 0, lanes(3, cpus=2)),
         ({"workers_per_lane": 2, "cpus_per_worker": 4}, 16, 4, lanes(2, 2, 4, 1.0)),
         ({"gpus_per_worker": 0}, 16, 4, lanes(16)),
         ({"gpus_per_worker": 0.1}, 16, 1, lanes(10, gpus=0.1)),
-        ({"gpus_per_worker": 0.5, "workers_per_lane": 2}, 16, 2, lanes(2, workers=2, gpus=0.5)),
+        (
+            {"gpus_per_worker": 0.5, "workers_per_lane": 2},
+            16,
+            2,
+            lanes(2, workers=2, cpus=4, gpus=0.5),
+        ),
     ],
 )
 def test_as_many_lanes_as_the_cluster_holds(
@@ -56,7 +64,7 @@ def test_as_many_lanes_as_the_cluster_holds(
         ({"workers_per_lane": 4}, [(2, 0), (2, 0)], lanes(1, workers=4)),
         ({}, [(0, 0), (2, 0), (3, 0)], lanes(5)),
         ({}, [(8, 0), (2, 4)], lanes(2, gpus=1.0)),
-        ({"gpus_per_worker": 0.6}, [(4, 1), (4, 1)], lanes(2, gpus=0.6)),
+        ({"gpus_per_worker": 0.6}, [(4, 1), (4, 1)], lanes(2, cpus=4, gpus=0.6)),
     ],
 )
 def test_each_worker_finds_room_on_one_node(
@@ -82,9 +90,32 @@ def test_what_other_jobs_hold_lowers_the_default_number_but_never_below_one(
     assert plan_lanes(ResourceSettings(), nodes((4, 0), (4, 0)), free=free) == lanes(num_lanes)
 
 
+@pytest.mark.parametrize(
+    ("settings", "cpus", "gigabytes", "planned"),
+    [
+        ({}, 64, 8, lanes(4, cpus=16)),
+        ({}, 4, 8, lanes(4)),
+        ({}, 4, 1, lanes(1, cpus=4)),
+        ({"lanes": 4}, 4, 1, lanes(4)),
+        ({"workers_per_lane": 2}, 64, 6, lanes(2, workers=2, cpus=16)),
+    ],
+)
+def test_memory_bounds_the_default_number_and_fewer_lanes_have_more_cores(
+    settings: dict[str, int], cpus: float, gigabytes: int, planned: Lanes
+) -> None:
+    node = replace(*nodes((cpus, 0)), memory_bytes=gigabytes * 1024**3)
+    assert plan_lanes(ResourceSettings(**settings), [node]) == planned
+
+
+def test_lanes_share_the_cores_of_their_node_that_other_jobs_leave() -> None:
+    three, two = ResourceSettings(lanes=3), ResourceSettings(lanes=2)
+    assert plan_lanes(three, nodes((4, 0), (4, 0))) == lanes(3, cpus=2)
+    assert plan_lanes(two, nodes((8, 0)), free={"CPU": 5.0}) == lanes(2, cpus=2)
+
+
 def test_free_gpus_bound_the_default_number_too() -> None:
     planned = plan_lanes(ResourceSettings(), nodes((16, 4)), free={"CPU": 16.0, "GPU": 2.0})
-    assert planned == lanes(2, gpus=1.0)
+    assert planned == lanes(2, cpus=4, gpus=1.0)
 
 
 def test_a_number_that_fits_when_other_jobs_end_is_never_refused() -> None:

@@ -1,5 +1,6 @@
 import json
 import re
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -120,3 +121,23 @@ def test_a_model_that_cannot_be_trained_is_an_obstacle(
         "tiny/broken_model:Broken: the probe failed (RuntimeError: no such layer)",
     )
     assert (found.studies, found.lanes) == ((), None)
+
+
+@pytest.mark.parametrize("name", ["PWISER_ADDRESS", "RAY_ADDRESS"])
+def test_a_plan_is_asked_for_where_a_cluster_is_named(
+    tiny_dataset: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))  # and does not listen
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        monkeypatch.setenv(name, address)
+        job = write(tmp_path, settings(tiny_dataset, tmp_path))
+        assert pwiser(monkeypatch, "plan", job) == 2
+    assert capsys.readouterr().err == (
+        f"pwiser: --address {address}: the cluster does not answer as it should (Failed to connect "
+        f"to Ray at address: {address}.); is this the address of its Ray dashboard?\n"
+    )

@@ -127,9 +127,12 @@ def test_a_dataset_that_never_answers_is_left_to_the_cluster(
         assert check(datasets=["s3://bucket/us"]).datasets == ("s3://bucket/us",)
 
 
-def test_an_unknown_filesystem_is_refused() -> None:
+@pytest.mark.parametrize(
+    "content", [{"datasets": ["ftp://host/us"]}, {"datasets": ["/us"], "storage": "ftp://host/us"}]
+)
+def test_an_unknown_filesystem_is_refused(content: dict[str, Any]) -> None:
     with pytest.raises(DatasetError) as caught:
-        check(datasets=["ftp://host/us"])
+        check(**content)
     assert str(caught.value) == (
         "ftp://host/us: no filesystem for this URI (Unrecognized filesystem type in URI: "
         "ftp://host/us); give a local path or a URI such as s3://bucket/dataset"

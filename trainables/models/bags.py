@@ -26,6 +26,7 @@ class Bags(nn.Module):
 
     fields_C: Tensor
     starts_F: Tensor
+    firsts_C: Tensor
     offsets_C: Tensor
 
     def __init__(self, lengths: Sequence[int], offsets: Sequence[int]) -> None:
@@ -34,11 +35,13 @@ class Bags(nn.Module):
         starts = [sum(lengths[:field]) for field in range(len(lengths))]
         self.register_buffer("fields_C", torch.tensor(fields, dtype=torch.int64))
         self.register_buffer("starts_F", torch.tensor(starts, dtype=torch.int64))
+        self.register_buffer("firsts_C", torch.tensor([starts[field] for field in fields]))
         self.register_buffer("offsets_C", torch.tensor([offsets[field] for field in fields]))
 
     def rows(self, ids_BC: Tensor) -> Tensor:
-        """Return rows_BC of a table; those of padding are some row of the same field."""
-        return ids_BC.clamp(min=0) + self.offsets_C
+        """Return rows_BC of a table; padding repeats its field's first, so reads no other row."""
+        first_BC = ids_BC.index_select(1, self.firsts_C)
+        return ids_BC.where(ids_BC >= 0, first_BC) + self.offsets_C
 
     def weights(self, ids_BC: Tensor, dtype: torch.dtype) -> Tensor:
         """Return weights_BC, the share of each id in its field: 0 for padding, else 1 / ids."""
@@ -49,15 +52,19 @@ class Bags(nn.Module):
         num_ids_BF.index_add_(1, self.fields_C, filled_BC.to(torch.int32))
         return filled_BC.to(dtype) / num_ids_BF.index_select(1, self.fields_C)
 
-    def pool(self, table_VE: Tensor, ids_BC: Tensor) -> Tensor:
-        """Return vectors_BFE, of each field the mean over its ids."""
+    def pool(self, table: nn.Embedding, ids_BC: Tensor) -> Tensor:
+        """Return vectors_BFE, of each field the mean over its ids.
+
+        The table's gradient is sparse where the table says so.
+        """
         num_rows, num_columns = ids_BC.shape
         first_B1 = torch.arange(0, num_rows * num_columns, num_columns, device=ids_BC.device)
         vectors = functional.embedding_bag(
             self.rows(ids_BC).flatten(),
-            table_VE,
+            table.weight,
             (first_B1.unsqueeze(1) + self.starts_F).flatten(),
             mode="sum",
-            per_sample_weights=self.weights(ids_BC, table_VE.dtype).flatten(),
+            per_sample_weights=self.weights(ids_BC, table.weight.dtype).flatten(),
+            sparse=table.sparse,
         )
         return vectors.view(num_rows, len(self.starts_F), -1)

@@ -119,27 +119,51 @@ class FeatureEmbedding(nn.Module):
         Returns:
             vectors_BGE, categorical fields first.
         """
+        return _side_by_side(self._vectors(ids_BF, numericals_BN))
+
+    def concatenate(
+        self, ids_BF: Tensor, numericals_BN: Tensor, vectors_BGE: Tensor | None = None
+    ) -> Features:
+        """Return x_BD, all vectors side by side, in the form that a first linear layer reads.
+
+        Args:
+            ids_BF: as in `forward`.
+            numericals_BN: as in `forward`.
+            vectors_BGE: what `forward` returned for them, if it has been called.
+        """
+        if self.folding is not None:
+            return self.folding.concatenate(self, ids_BF, numericals_BN, vectors_BGE)
+        if vectors_BGE is not None:
+            return _as_read(vectors_BGE).flatten(1)
+        # Converted before they are put together: fewer bytes to move, there and back.
+        vectors = [_as_read(part) for part in self._vectors(ids_BF, numericals_BN)]
+        return _side_by_side(vectors).flatten(1)
+
+    def _vectors(self, ids_BF: Tensor, numericals_BN: Tensor) -> list[Tensor]:
+        """Return the vectors_BGE of the categorical fields, and of the numericals."""
         vectors: list[Tensor] = []
         if self.table is not None:
             vectors.append(self.categorical_vectors(ids_BF))
         if self.projection is not None or self.direction_NE is not None:
             vectors.append(self.numerical_vectors(numericals_BN))
-        return torch.cat(vectors, dim=1) if len(vectors) > 1 else vectors[0]
+        return vectors
 
-    def concatenate(self, ids_BF: Tensor, numericals_BN: Tensor) -> Features:
-        """Return x_BD, all vectors side by side, in the form that a first linear layer reads."""
-        if self.folding is None:
-            vectors_BGE: Tensor = self(ids_BF, numericals_BN)
-            return vectors_BGE.flatten(1)
-        return self.folding.concatenate(self, ids_BF, numericals_BN)
+    def look_up(self, rows: Tensor) -> Tensor:
+        """Return the table's vectors of these rows, any shape, with E as the last dimension."""
+        assert self.table is not None
+        if rows.is_cuda or self.table.sparse:
+            # On a GPU the gradient of index_select would depend on the order of its atomics.
+            vectors: Tensor = self.table(rows)
+            return vectors
+        # The same numbers; on a CPU its gradient takes a third to a fourth of the embedding's.
+        return self.table.weight.index_select(0, rows.flatten()).view(*rows.shape, -1)
 
     def categorical_vectors(self, ids_BF: Tensor) -> Tensor:
         """Return the vectors, one per categorical field, without the numericals."""
         assert self.table is not None
         if self.bags is not None:
-            return self.bags.pool(self.table.weight, ids_BF)
-        vectors: Tensor = self.table(ids_BF + self.offsets_F)
-        return vectors
+            return self.bags.pool(self.table, ids_BF)
+        return self.look_up(ids_BF + self.offsets_F)
 
     def numerical_vectors(self, numericals_BN: Tensor) -> Tensor:
         """Return the vectors_BGE of the numericals alone."""
@@ -176,6 +200,7 @@ class FoldedBlocks:
         rows = [row for f in self.fields for row in range(offsets[f], offsets[f + 1])]
         self.num_indicators = sum(embedding.block_indicators[block] for block in blocks)
         self.starts = torch.tensor(starts[:-1], device=device)
+        self.plain_places = torch.tensor(self.plain_fields, dtype=torch.int64, device=device)
         plain_offsets = [offsets[field] for field in self.plain_fields]
         self.plain_offsets = torch.tensor(plain_offsets, dtype=torch.int64, device=device)
         self.rows_V = torch.tensor(rows, dtype=torch.int64, device=device)
@@ -186,21 +211,29 @@ class FoldedBlocks:
         self.plain_bags = _bags(self.plain_fields, lengths, plain_offsets, device)
 
     def concatenate(
-        self, embedding: FeatureEmbedding, ids_BF: Tensor, numericals_BN: Tensor
+        self,
+        embedding: FeatureEmbedding,
+        ids_BF: Tensor,
+        numericals_BN: Tensor,
+        vectors_BGE: Tensor | None = None,
     ) -> FoldedInput:
-        """Return the folded form of x_BD."""
+        """Return the folded form of x_BD; `vectors_BGE` as in `FeatureEmbedding.concatenate`."""
+        if vectors_BGE is None:
+            plain_BY = self._plain(embedding, ids_BF, numericals_BN)
+        else:
+            plain_BY = self._plain_of(embedding, vectors_BGE)
         return FoldedInput(
             widths=embedding.block_widths,
             vectors=self._vectors(embedding),
             indicators_BX=self._indicators(embedding, ids_BF, numericals_BN),
-            plain_BY=self._plain(embedding, ids_BF, numericals_BN),
+            plain_BY=plain_BY,
         )
 
     def _vectors(self, embedding: FeatureEmbedding) -> dict[int, Tensor]:
         vectors: dict[int, Tensor] = {}
         if self.fields and embedding.table is not None:
-            vectors_VE = embedding.table(self.rows_V)
-            vectors |= dict(zip(self.fields, vectors_VE.split(self.sizes), strict=True))
+            vectors_VE = embedding.look_up(self.rows_V)
+            vectors |= dict(zip(self.fields, torch.split(vectors_VE, self.sizes), strict=True))
         if self.numericals:
             place = len(embedding.vocabulary_sizes)
             if embedding.projection is not None:
@@ -240,12 +273,34 @@ class FoldedBlocks:
         if self.plain_fields and embedding.table is not None:
             ids = ids_BF.index_select(1, self.plain_columns) if self.fields else ids_BF
             if self.plain_bags is None:
-                blocks.append(embedding.table(ids + self.plain_offsets).flatten(1))
+                blocks.append(embedding.look_up(ids + self.plain_offsets))
             else:
-                blocks.append(self.plain_bags.pool(embedding.table.weight, ids).flatten(1))
+                blocks.append(self.plain_bags.pool(embedding.table, ids))
         if not self.numericals and len(embedding.block_widths) > len(embedding.vocabulary_sizes):
-            blocks.append(embedding.numerical_vectors(numericals_BN).flatten(1))
-        return torch.cat(blocks, dim=1) if blocks else None
+            blocks.append(embedding.numerical_vectors(numericals_BN))
+        return _flattened(blocks)
+
+    def _plain_of(self, embedding: FeatureEmbedding, vectors_BGE: Tensor) -> Tensor | None:
+        """Take the plain blocks out of vectors that are there already."""
+        num_tables = len(embedding.vocabulary_sizes)
+        blocks = [vectors_BGE.index_select(1, self.plain_places)] if self.plain_fields else []
+        if not self.numericals and len(embedding.block_widths) > num_tables:
+            blocks.append(vectors_BGE[:, num_tables:])
+        return _flattened(blocks)
+
+
+def _side_by_side(vectors: list[Tensor]) -> Tensor:
+    return torch.cat(vectors, dim=1) if len(vectors) > 1 else vectors[0]
+
+
+def _flattened(blocks: list[Tensor]) -> Tensor | None:
+    return _side_by_side([_as_read(block) for block in blocks]).flatten(1) if blocks else None
+
+
+def _as_read(x: Tensor) -> Tensor:
+    """Convert to autocast's type once, where several first layers would each do it."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
 def _columns(fields: Sequence[int], lengths: Sequence[int], device: torch.device) -> Tensor:

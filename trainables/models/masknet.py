@@ -200,7 +200,7 @@ class MaskNet(nn.Module):
     def forward(self, ids_BF: Tensor, numericals_BN: Tensor) -> Tensor:
         """Return logits_B1: p(click)."""
         vectors_BGE = self.embedding(ids_BF, numericals_BN)
-        input_BD = self.embedding.concatenate(ids_BF, numericals_BN)
+        input_BD = self.embedding.concatenate(ids_BF, numericals_BN, vectors_BGE)
         hidden_BH = self.blocks(input_BD, self.norm(vectors_BGE).flatten(1))
         logits_B1: Tensor = self.head(hidden_BH)
         return logits_B1

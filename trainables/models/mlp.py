@@ -97,7 +97,7 @@ class MLP(nn.Sequential):
                 layers.append(ParallelLinear(copies, width, unit, bias=not batch_norm))
             if batch_norm:
                 layers.append(BatchNorm((unit,) if copies is None else (copies, unit)))
-            layers.append(nn.ReLU())
+            layers.append(nn.ReLU(inplace=True))  # nothing else reads what it overwrites
             if dropout > 0.0:
                 layers.append(nn.Dropout(dropout))
             width = unit

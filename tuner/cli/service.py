@@ -153,7 +153,8 @@ def stop(job: JobId, address: Address = None) -> None:
     from tuner.client import Client
 
     found = Client(address).stop(job)
-    typer.echo(f"{found.id}: {found.state}; pwiser resume {found.name} goes on with it")
+    hint = "" if found.state == "succeeded" else f"; pwiser resume {found.name} goes on with it"
+    typer.echo(f"{found.id}: {found.state}{hint}")
 
 
 @service_app.command(epilog="Example: pwiser plan job.yaml --address http://head:8265")
@@ -167,15 +168,16 @@ def plan(
 ) -> None:
     """Tell what a job would run, take and cost, here or on a cluster; exit code 2 if it won't run.
 
-    A few steps of each model are trained to measure it: on the cluster that --address or
-    PWISER_ADDRESS names, else on this machine.
+    A few steps of each model are trained to measure it: on the cluster whose URL --address,
+    PWISER_ADDRESS or RAY_ADDRESS names, else on this machine.
     """
     from rich.console import Console
 
     from tuner.cli.plan_tables import plan_lines, plan_table
     from tuner.job import read_job
 
-    if address or os.environ.get("PWISER_ADDRESS"):
+    on_cluster = address or os.environ.get("PWISER_ADDRESS")
+    if on_cluster or os.environ.get("RAY_ADDRESS", "").startswith(("http://", "https://")):
         from tuner.client import Client
 
         client = Client(address, tracking=tracking)

@@ -1,0 +1,160 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from trainables import DeviceImpressions, Inputs, TrainingSettings, TrialConfiguration, Workers
+from trainables.checkpoint import load_checkpoint, save_checkpoint
+from trainables.configuration import build_model
+from trainables.models.embedding import FeatureEmbedding
+from trainables.optimizers import EmbeddingOptimizer, make_optimizers
+from trainables.training import train
+
+SIZES = (7, 5)
+INPUTS = Inputs(vocabulary_sizes=SIZES, num_numericals=2)
+MODEL = {"embedding_dim": 4, "num_experts": 2, "expert_units": (8,), "gate_units": ()}
+
+
+def embedding_of(sizes: tuple[int, ...] = SIZES) -> FeatureEmbedding:
+    torch.manual_seed(0)
+    return FeatureEmbedding(Inputs(vocabulary_sizes=sizes, num_numericals=0), 4, "project")
+
+
+def optimize(
+    ids_SBF: torch.Tensor, choice: EmbeddingOptimizer, weight_decay: float
+) -> Iterator[torch.Tensor]:
+    """The table after every step on a loss that is quadratic in the vectors that it reads."""
+    embedding = embedding_of()
+    optimizers = make_optimizers(
+        embedding, choice, learning_rate=0.01, weight_decay=weight_decay, rows_per_step=4
+    )
+    assert embedding.table is not None
+    yield embedding.table.weight.detach().clone()
+    for ids_BF in ids_SBF:
+        optimizers.zero_grad()
+        (embedding(ids_BF, torch.zeros(len(ids_BF), 0)) - 1.0).square().sum().backward()
+        optimizers.step()
+        yield embedding.table.weight.detach().clone()
+
+
+def every_row(num_steps: int) -> torch.Tensor:
+    """Batches that read every row at least once, and most several times."""
+    generator = torch.Generator().manual_seed(1)
+    ids_BF = torch.stack([torch.arange(28) % size for size in SIZES], dim=1)
+    orders = [torch.randperm(28, generator=generator) for _ in range(num_steps)]
+    return torch.stack([ids_BF[order] for order in orders])
+
+
+def test_sparse_adam_equals_adam_where_every_row_is_read() -> None:
+    batches = every_row(6)
+    dense, sparse = (list(optimize(batches, choice, 0.1)) for choice in ("dense", "sparse"))
+    assert not torch.allclose(dense[0], dense[-1], atol=0.01)
+    for dense_VE, sparse_VE in zip(dense, sparse, strict=True):
+        torch.testing.assert_close(sparse_VE, dense_VE)
+
+
+def test_sparse_adam_leaves_rows_alone_that_no_step_reads() -> None:
+    ids_SBF = torch.tensor([[[1, 2], [1, 3]], [[1, 2], [4, 3]]])
+    first_VE, *_, last_VE = optimize(ids_SBF, "sparse", 0.1)
+    changed = (first_VE != last_VE).any(dim=1).nonzero().flatten().tolist()
+    assert changed == [1, 4, SIZES[0] + 2, SIZES[0] + 3]
+
+
+def test_adam_moves_every_row_by_its_decay() -> None:
+    first_VE, last_VE = optimize(torch.tensor([[[1, 2]]]), "dense", 0.1)
+    assert (first_VE != last_VE).any(dim=1).all()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "rows_per_step", "choice", "can_reduce", "sparse"),
+    [
+        ((96,), 4, "auto", True, True),
+        ((95,), 4, "auto", True, False),
+        ((500, 460), 20, "auto", True, True),
+        ((500, 459), 20, "auto", True, False),
+        ((10_000,), 1, "auto", False, False),
+        ((10_000,), 1, "dense", True, False),
+        ((10,), 4, "sparse", True, True),
+    ],
+)
+def test_large_tables_are_sparse_unless_told_otherwise(
+    sizes: tuple[int, ...],
+    rows_per_step: int,
+    choice: EmbeddingOptimizer,
+    can_reduce: bool,
+    sparse: bool,
+) -> None:
+    embedding = embedding_of(sizes)
+    make_optimizers(
+        embedding,
+        choice,
+        learning_rate=0.1,
+        weight_decay=0.0,
+        rows_per_step=rows_per_step,
+        can_reduce_sparse=can_reduce,
+    )
+    assert embedding.table is not None
+    embedding.table(torch.zeros(3, dtype=torch.int64)).sum().backward()
+    gradient = embedding.table.weight.grad
+    assert gradient is not None
+    assert gradient.is_sparse is sparse
+
+
+def test_sparse_is_refused_where_workers_cannot_add_it_up() -> None:
+    with pytest.raises(ValueError, match=r"embedding_optimizer: sparse .* set it to dense"):
+        make_optimizers(
+            embedding_of(),
+            "sparse",
+            learning_rate=0.1,
+            weight_decay=0.0,
+            rows_per_step=1,
+            can_reduce_sparse=False,
+        )
+
+
+def test_a_model_without_a_table_of_ours_is_trained_as_well() -> None:
+    model = nn.Linear(2, 1, bias=False)
+    before = model.weight.detach().clone()
+    optimizers = make_optimizers(
+        model, "sparse", learning_rate=0.1, weight_decay=0.0, rows_per_step=1
+    )
+    model(torch.ones(1, 2)).sum().backward()
+    optimizers.step()
+    torch.testing.assert_close(model.weight.detach(), before - 0.1)
+    optimizers.zero_grad()
+    assert model.weight.grad is None
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("folding", ["on", "off"])
+def test_a_trial_with_sparse_tables_learns_and_can_be_loaded(
+    precision: str, folding: str, tmp_path: Path
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    ids_NF = torch.stack([torch.randint(s, (512,), generator=generator) for s in SIZES], 1)
+    clicks_N = (ids_NF[:, 0] > 3).byte()
+    split = DeviceImpressions(
+        ids_NF, torch.zeros(512, 2), clicks_N, clicks_N * (ids_NF[:, 1] > 2).byte()
+    )
+    training = TrainingSettings.model_validate(
+        {
+            "epochs": 20,
+            "batch_size": 64,
+            "learning_rate": 0.01,
+            "precision": precision,
+            "folding": folding,
+            "embedding_optimizer": "sparse",
+        }
+    )
+    configuration = TrialConfiguration.create("mmoe", MODEL, training=training)
+    workers = Workers(device=torch.device("cpu"))
+    *_, (evaluation, trained) = train(configuration, INPUTS, split, split, workers)
+    assert evaluation.metrics["ctr_auc"] == 1.0
+    save_checkpoint(tmp_path, configuration, INPUTS, trained)
+    _, loaded = load_checkpoint(tmp_path)
+    fresh = build_model(configuration, INPUTS)
+    table = "embedding.table.weight"
+    assert torch.equal(loaded.state_dict()[table], trained.state_dict()[table])
+    assert not torch.equal(loaded.state_dict()[table], fresh.state_dict()[table])
