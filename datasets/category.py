@@ -29,7 +29,21 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-__all__ = ["MISSING_TEXTS", "Categories", "canonical_text", "categories_of", "column_of"]
+__all__ = [
+    "MISSING",
+    "MISSING_TEXTS",
+    "PADDING",
+    "Categories",
+    "canonical_text",
+    "categories_of",
+    "column_of",
+]
+
+MISSING = -1
+"""The code of a missing cell."""
+
+PADDING = -2
+"""The code of a place that a bag has and a cell with fewer values does not fill."""
 
 MISSING_TEXTS = frozenset(
     {"", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN"}
@@ -47,7 +61,7 @@ _EXACT_BELOW = 1e15
 
 @dataclass(frozen=True)
 class Categories:
-    """A column of categories: row i holds ``texts[codes_N[i]]``; code -1 is a missing cell.
+    """A column of categories: row i holds ``texts[codes_N[i]]``, or is ``MISSING`` or ``PADDING``.
 
     Two codes may name the same text (``3`` and ``3.0`` are one category).
     """
@@ -55,9 +69,12 @@ class Categories:
     codes_N: npt.NDArray[np.int32]
     texts: tuple[str | None, ...]
 
-    def lookup(self, values: npt.NDArray[Any], missing: int | np.uint64) -> npt.NDArray[Any]:
-        """Return ``values[code]`` of every row, and ``missing`` for a missing cell."""
-        return np.append(values, np.asarray([missing], dtype=values.dtype))[self.codes_N]
+    def lookup(
+        self, values: npt.NDArray[Any], *, missing: int | np.uint64, padding: int | np.uint64
+    ) -> npt.NDArray[Any]:
+        """Return ``values[code]`` of every row, ``missing`` or ``padding`` where it is that."""
+        # codes below 0 count from the end
+        return np.append(values, np.asarray([padding, missing], dtype=values.dtype))[self.codes_N]
 
 
 def canonical_text(value: object) -> str | None:

@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from datasets.category import Categories, categories_of, column_of
+from datasets.bag import categories_per_place
+from datasets.category import Categories, column_of
 from datasets.errors import TableError
 from datasets.labels import ConversionPolicy, OrphanConversions, read_label
 from datasets.numerical import NotANumberError, numbers_of
-from datasets.schema import Schema
+from datasets.schema import CategoricalField, Schema, id_columns
 from datasets.split import carve, hash_categories, hash_rows
 from datasets.table_reader import RawBatch
 
@@ -25,7 +26,8 @@ __all__ = ["CleanBatch", "Cleaner", "Findings", "take"]
 class CleanBatch:
     """Rows that keep the schema: raw values are finite and no conversion is without a click.
 
-    ``split_N`` is an index into ``SPLITS``, 0 for all rows where nothing is carved.
+    ``categories`` has a column per place of a row's ids (``schema.id_columns``). ``split_N`` is an
+    index into ``SPLITS``, 0 for all rows where nothing is carved.
     """
 
     kept: dict[str, npt.NDArray[np.float64]]  # raw columns that are kept beside the dataset
@@ -113,9 +115,12 @@ class Cleaner:
         labels = self._schema.labels
         click_N = read_label(rows, labels.click, file=file, first_row=first_row)
         conversion_N = read_label(rows, labels.conversion, file=file, first_row=first_row)
-        categories = {
-            name: self._categories(rows, name, file=file) for name in self._schema.categorical
-        }
+        columns = [
+            column
+            for name, settings in self._schema.categorical.items()
+            for column in self._categories(rows, name, settings, file=file)
+        ]
+        categories = dict(zip(id_columns(self._schema.categorical), columns, strict=True))
         raw_ND = self._numericals(batch, file=file, findings=findings)
         orphan_N = (conversion_N == 1) & (click_N == 0)
         if orphan_N.any():
@@ -133,13 +138,15 @@ class Cleaner:
             return take(cleaned, ~orphan_N)
         return cleaned
 
-    def _categories(self, rows: pa.RecordBatch, name: str, *, file: str) -> Categories:
+    def _categories(
+        self, rows: pa.RecordBatch, name: str, settings: CategoricalField, *, file: str
+    ) -> list[Categories]:
         try:
-            return categories_of(column_of(rows, name))
+            return categories_per_place(column_of(rows, name), settings)
         except TypeError as error:
             raise TableError(
                 f"{file}: column {name!r} holds {error}; a category is text, a number or a "
-                "boolean: convert the column, or list it under drop"
+                "boolean: convert the column, or list it under drop (lists need max_values)"
             ) from error
 
     def _numericals(
@@ -178,7 +185,7 @@ class Cleaner:
         group, seed = self._schema.group, self._schema.split.seed
         if group is None:
             return hash_rows(list(categories.values()), raw_ND, labels_NL, seed=seed)
-        keys = self._categories(batch.rows, group, file=file)
+        (keys,) = self._categories(batch.rows, group, CategoricalField(), file=file)
         if (keys.codes_N < 0).any():
             row = batch.first_row + int((keys.codes_N < 0).argmax())
             raise TableError(

@@ -9,6 +9,7 @@ from datasets.errors import DatasetError
 from datasets.filesystem import locate
 from datasets.loading import Impressions, SplitReader, shared_impressions
 from datasets.manifest import Manifest
+from datasets.schema import id_columns
 from datasets.streaming import StreamedSplit
 from datasets.vocabulary import id_type, read_vocabularies
 
@@ -39,8 +40,9 @@ class Dataset:
         """The size of one loaded impression: its features and two labels."""
         manifest = self.manifest
         id_bytes = np.dtype(id_type(max(manifest.vocabulary_sizes.values(), default=1))).itemsize
-        feature_bytes = len(manifest.table.categorical) * id_bytes
-        feature_bytes += len(manifest.table.numerical) * np.dtype(np.float32).itemsize
+        feature_bytes = len(id_columns(manifest.table.categorical)) * id_bytes
+        value_bytes = np.dtype(manifest.table.numerical_type).itemsize
+        feature_bytes += len(manifest.table.numerical) * value_bytes
         return feature_bytes + NUM_LABELS
 
     def size_bytes(self, split: str) -> int:
@@ -59,6 +61,7 @@ class Dataset:
             numerical=schema.numerical,
             vocabularies=read_vocabularies(locate(self.uri), list(schema.categorical)),
             statistics=self.manifest.statistics,
+            numerical_type=schema.numerical_type,
         )
 
     def load(self, split: str) -> Impressions:

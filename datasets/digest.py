@@ -2,7 +2,8 @@
 
 Per row the SHA-256 of its canonical bytes (int32 ids, float32 raw numericals, click, conversion,
 little-endian), summed modulo 2**256 per split; then the SHA-256 over these sums, the row counts,
-the fields and the vocabularies. Paths, part layout and normalisation statistics do not enter.
+the fields and the vocabularies; and the lengths of bags and the numerical type where they are not
+1 and float32. Paths, part layout and normalisation statistics do not enter.
 """
 
 import hashlib
@@ -70,11 +71,16 @@ def dataset_digest(
     schema: Schema, *, vocabularies_hash: str, row_sums: Mapping[str, RowSum]
 ) -> str:
     """Return the SHA-256 of a dataset's content as 64 hexadecimal digits."""
-    content = {
+    content: dict[str, object] = {
         "categorical": list(schema.categorical),
         "numerical": [[name, field.normalize] for name, field in schema.numerical.items()],
         "vocabularies": vocabularies_hash,
         "splits": {name: [rows.rows, rows.hexdigest()] for name, rows in row_sums.items()},
     }
+    bags = {name: field.num_ids for name, field in schema.categorical.items() if field.num_ids > 1}
+    if bags:
+        content["bags"] = bags
+    if schema.numerical_type != "float32":
+        content["numerical_type"] = schema.numerical_type
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()

@@ -35,7 +35,7 @@ def read_label(
             f"{file}: label column {column!r} holds {error}; a label is 0 or 1"
         ) from error
     known = [_VALUE_OF.get(text or "", _INVALID) for text in categories.texts]
-    labels_N = categories.lookup(np.asarray(known, np.uint8), _INVALID)
+    labels_N = categories.lookup(np.asarray(known, np.uint8), missing=_INVALID, padding=_INVALID)
     invalid_N = labels_N == _INVALID
     if invalid_N.any():
         index = int(invalid_N.argmax())

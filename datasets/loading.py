@@ -4,7 +4,8 @@ Row groups are decoded by all cores. Columns are normalised while they are in th
 turned into rows block by block: writing column after column into rows touches every cache line
 once per column.
 
-Shape suffixes: N impressions, F categorical fields, D numerical fields.
+Shape suffixes: N impressions, F id columns (one per categorical field, one per place of a bag), D
+numerical fields.
 """
 
 import fcntl
@@ -52,14 +53,15 @@ class Impressions:
     """The rows of one split, ready for a model; all arrays are contiguous.
 
     Attributes:
-        ids_NF: Category ids in the smallest integer type that holds the largest vocabulary.
-        numericals_ND: Normalised numerical values, float32.
+        ids_NF: Category ids in the smallest integer type that holds the largest vocabulary; -1 at
+            a place that a bag does not fill.
+        numericals_ND: Normalised numerical values, float32 or float16 by the schema.
         clicks_N: 0 or 1, uint8.
         conversions_N: 0 or 1, uint8; 1 only where the click is 1.
     """
 
     ids_NF: npt.NDArray[np.signedinteger[Any]]
-    numericals_ND: npt.NDArray[np.float32]
+    numericals_ND: npt.NDArray[np.floating[Any]]
     clicks_N: npt.NDArray[np.uint8]
     conversions_N: npt.NDArray[np.uint8]
 
@@ -185,8 +187,12 @@ class SplitReader:
 
     def _make(self, num_rows: int, make: _MakeArray) -> Impressions:
         return Impressions(
-            make("ids_NF", (num_rows, len(self._encoder.categorical)), self._encoder.id_type),
-            make("numericals_ND", (num_rows, len(self._encoder.numerical)), np.float32),
+            make("ids_NF", (num_rows, len(self._encoder.id_columns)), self._encoder.id_type),
+            make(
+                "numericals_ND",
+                (num_rows, len(self._encoder.numerical)),
+                self._encoder.numerical_type,
+            ),
             make("clicks_N", (num_rows,), np.uint8),
             make("conversions_N", (num_rows,), np.uint8),
         )
@@ -225,7 +231,7 @@ class SplitReader:
 
     def _fill_rows(self, impressions: Impressions, rows: pa.Table, start: int) -> None:
         stop = start + rows.num_rows
-        ids_FN = [rows.column(name).to_numpy() for name in self._encoder.categorical]
+        ids_FN = [rows.column(name).to_numpy() for name in self._encoder.id_columns]
         _transpose(ids_FN, impressions.ids_NF[start:stop])
         numericals_DN = [
             self._encoder.normalize_column(name, rows.column(name).to_numpy())

@@ -70,6 +70,11 @@ class Manifest(BaseModel):
     files: dict[str, FileSum] = Field(default_factory=dict)
     digest: str
 
+    @property
+    def bag_lengths(self) -> tuple[int, ...]:
+        """The ids that a row has of each categorical field, 1 unless it is a bag."""
+        return tuple(field.num_ids for field in self.table.categorical.values())
+
     def write(self, directory: Location) -> None:
         """Write the manifest into a dataset's directory."""
         text = self.model_dump_json(indent=2, by_alias=True)

@@ -16,6 +16,7 @@ __all__ = [
     "NotANumberError",
     "NumericalStatistics",
     "RunningStatistics",
+    "largest_magnitude",
     "numbers_of",
 ]
 
@@ -191,6 +192,13 @@ def _shift_and_scale(field: NumericalField, statistics: NumericalStatistics) -> 
     # rounding leaves a constant column a deviation of some 1e-16 of its value
     negligible = 1e-9 * max(abs(statistics.minimum), abs(statistics.maximum))
     return shift, scale if scale > negligible else 1.0
+
+
+def largest_magnitude(field: NumericalField, statistics: NumericalStatistics) -> float:
+    """Return how far from zero train's normalised values reach."""
+    shift, scale = _shift_and_scale(field, statistics)
+    extremes = (statistics.minimum, statistics.maximum)
+    return max(abs(extreme - shift) / scale for extreme in extremes)
 
 
 def _takes_log(fields: Sequence[NumericalField]) -> npt.NDArray[np.bool_]:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from datasets.category import Categories
 from datasets.cleaning import CleanBatch, Cleaner, Findings, take
 from datasets.digest import RowSum, dataset_digest
 from datasets.encoder import Encoder
@@ -23,16 +24,17 @@ from datasets.errors import TableError
 from datasets.filesystem import Location, locate, refuse_existing, staged_directory
 from datasets.labels import ConversionPolicy
 from datasets.manifest import Manifest, SplitSummary
-from datasets.numerical import RunningStatistics
+from datasets.numerical import NumericalStatistics, RunningStatistics, largest_magnitude
 from datasets.pipeline import map_in_order
 from datasets.progress import ProgressReport, ReportProgress, report_nothing
-from datasets.schema import Schema
+from datasets.schema import Schema, id_columns
 from datasets.split import SPLITS
 from datasets.table_reader import RawBatch, RowSource
 from datasets.vocabulary import (
     VOCABULARIES_FILE,
     Vocabulary,
     count_categories,
+    encode_categories,
     id_type,
     vocabularies_hash,
     write_vocabularies,
@@ -126,6 +128,7 @@ class _Preparation:
         self.carved = tuple(
             name for name in SPLITS if name not in inputs and shares.get(name, 0.0) > 0
         )
+        self.field_of = id_columns(schema.categorical)
         self.splits = tuple(name for name in SPLITS if name in inputs or name in self.carved)
 
     def rows_of(self, name: str, raw: RawBatch, findings: Findings) -> dict[str, CleanBatch]:
@@ -166,9 +169,16 @@ class _Preparation:
             survey.rows[split] += len(batch.click_N)
             if split == "train":
                 survey.statistics.update(batch.raw_ND)
-                for column, categories in batch.categories.items():
-                    count_categories(categories, survey.counts[column])
+                for field_name, counts in survey.counts.items():
+                    count_categories(self.all_places(batch, field_name), counts)
         return survey, findings
+
+    def all_places(self, batch: CleanBatch, name: str) -> Categories:
+        """Return a field's categories; those of a bag one place after another."""
+        places = [batch.categories[c] for c, field in self.field_of.items() if field == name]
+        if len(places) == 1:
+            return places[0]
+        return Categories(np.concatenate([place.codes_N for place in places]), places[0].texts)
 
     def check_splits(self, rows: Mapping[str, int]) -> None:
         train = self.inputs["train"]
@@ -198,8 +208,22 @@ class _Preparation:
             categorical=self.schema.categorical,
             numerical=self.schema.numerical,
             vocabularies=vocabularies,
-            statistics=survey.statistics.result(),
+            statistics=self.checked(survey.statistics.result()),
+            numerical_type=self.schema.numerical_type,
         )
+
+    def checked(self, statistics: dict[str, NumericalStatistics]) -> dict[str, NumericalStatistics]:
+        """Refuse a train split whose normalised values are too large for their type."""
+        limit = float(np.finfo(self.schema.numerical_type).max)
+        for name, field_ in self.schema.numerical.items():
+            reached = largest_magnitude(field_, statistics[name])
+            if reached > limit:
+                raise TableError(
+                    f"{self.inputs['train'].name}: column {name!r} reaches {reached:.6g} with "
+                    f"normalize: {field_.normalize}, {self.schema.numerical_type} ends at "
+                    f"{limit:g}; choose another normalize, or numerical_type: float32"
+                )
+        return statistics
 
     def write(
         self, encoder: Encoder, directory: Location, *, num_rows: int
@@ -228,17 +252,22 @@ class _Preparation:
     def encode_batch(self, name: str, encoder: Encoder, raw: RawBatch) -> dict[str, _EncodedBatch]:
         rows = self.rows_of(name, raw, Findings())
         known: dict[str, npt.NDArray[np.int32]] = {}
-        for batch in rows.values():  # the parts of a batch share its texts
-            for column, vocabulary in encoder.vocabularies.items():
-                if column not in known:
-                    known[column] = vocabulary.ids_of(batch.categories[column].texts)
+        for batch in rows.values():  # the parts of a batch share its texts, as the places of a bag
+            for column, field_name in encoder.id_columns.items():
+                if field_name not in known:
+                    texts = batch.categories[column].texts
+                    known[field_name] = encoder.vocabularies[field_name].ids_of(texts)
         return {split: _encode_batch(batch, encoder, known) for split, batch in rows.items()}
 
 
 def _encode_batch(
     batch: CleanBatch, encoder: Encoder, known: Mapping[str, npt.NDArray[np.int32]]
 ) -> _EncodedBatch:
-    ids = {name: batch.categories[name].lookup(known[name], 0) for name in encoder.vocabularies}
+    field_of = encoder.id_columns
+    ids = {
+        column: encode_categories(batch.categories[column], known[name])
+        for column, name in field_of.items()
+    }
     ids_NF = np.empty((len(batch.click_N), len(ids)), np.int32)
     for index, column_N in enumerate(ids.values()):
         ids_NF[:, index] = column_N
@@ -246,7 +275,10 @@ def _encode_batch(
     rows.update(ids_NF, batch.raw_ND, batch.click_N, batch.conversion_N)
     sizes = encoder.vocabulary_sizes
     table = encoded_table(
-        {name: column_N.astype(id_type(sizes[name])) for name, column_N in ids.items()},
+        {
+            column: column_N.astype(id_type(sizes[field_of[column]]))
+            for column, column_N in ids.items()
+        },
         {name: batch.raw_ND[:, index] for index, name in enumerate(encoder.numerical)},
         click_N=batch.click_N,
         conversion_N=batch.conversion_N,

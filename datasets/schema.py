@@ -3,8 +3,9 @@
 The YAML file::
 
     labels: {click: visit, conversion: conversion}
-    categorical: [channel, zip_code]     # or {channel: {min_count: 5}, zip_code: {}}
+    categorical: [channel, zip_code]     # or {channel: {min_count: 5}, tags: {max_values: 8}}
     numerical: [recency]                 # or {recency: {normalize: log, fill: 0}}
+    numerical_type: float32              # or float16: half the memory of the loaded values
     drop: [spend]                        # columns that are no features
     group: search_id                     # optional: a session's rows stay in one split
     min_count: 1                         # rarer categories become id 0
@@ -15,7 +16,7 @@ Every column of the table must be named: one that is forgotten may be a leak of 
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -26,12 +27,15 @@ from datasets.errors import TableError
 __all__ = [
     "CLICK",
     "CONVERSION",
+    "MAX_VALUES",
     "CategoricalField",
     "Labels",
     "Normalization",
     "NumericalField",
+    "NumericalType",
     "Schema",
     "SplitFractions",
+    "id_columns",
 ]
 
 CLICK = "click"
@@ -39,8 +43,13 @@ CONVERSION = "conversion"
 """The names of the label columns in a prepared dataset, whatever the input calls them."""
 
 Normalization = Literal["standard", "log", "minmax", "none"]
+NumericalType = Literal["float32", "float16"]
+
+MAX_VALUES = 1024
+"""How long a bag may be: every place is a column of the prepared dataset."""
 
 _LABEL_NAMES = (CLICK, CONVERSION)
+_SEPARATOR = "|"
 
 
 class _Strict(BaseModel):
@@ -60,6 +69,47 @@ class CategoricalField(_Strict):
     min_count: int | None = Field(
         default=None, ge=1, description="values rarer than this in train become id 0 (unknown)"
     )
+    max_values: int | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_VALUES,
+        description=(
+            "cells hold several values, of which the first so many count: 1 keeps the first alone, "
+            "more make the field a bag, whose values' vectors are averaged; without it a cell is "
+            "one value"
+        ),
+    )
+    separator: str = Field(
+        default=_SEPARATOR,
+        min_length=1,
+        description="between the values of a text cell, with max_values; list cells need none",
+    )
+
+    @model_validator(mode="after")
+    def _check_separator(self) -> "CategoricalField":
+        if self.max_values is None and self.separator != _SEPARATOR:
+            raise ValueError(
+                f"separator {self.separator!r} without max_values; add max_values: how many of a "
+                "cell's values count"
+            )
+        return self
+
+    @property
+    def num_ids(self) -> int:
+        """How many ids a row has: 1, or the length of the bag."""
+        return self.max_values or 1
+
+
+def id_columns(categorical: Mapping[str, CategoricalField]) -> dict[str, str]:
+    """Return the columns of ids of a prepared dataset, in model order, with the field of each.
+
+    A field of one id per row has one column of its name, a bag one per place: ``name[0]`` and on.
+    """
+    return {
+        (name if field.num_ids == 1 else f"{name}[{place}]"): name
+        for name, field in categorical.items()
+        for place in range(field.num_ids)
+    }
 
 
 class NumericalField(_Strict):
@@ -106,10 +156,18 @@ class Schema(_Strict):
 
     labels: Labels = Field(description="the label columns: {click: NAME, conversion: NAME}")
     categorical: dict[str, CategoricalField] = Field(
-        default_factory=dict, description="columns compared as text: a list, or name: {min_count}"
+        default_factory=dict,
+        description="columns compared as text: a list, or name: {min_count, max_values, separator}",
     )
     numerical: dict[str, NumericalField] = Field(
         default_factory=dict, description="columns of numbers: a list, or name: {normalize, fill}"
+    )
+    numerical_type: NumericalType = Field(
+        default="float32",
+        description=(
+            "of the loaded, normalised numerical values; float16 halves their memory, keeps 11 "
+            "bits of each and nothing beyond 65504; arithmetic is the same"
+        ),
     )
     drop: tuple[str, ...] = Field(default=(), description="columns that are left out")
     group: str | None = Field(
@@ -157,6 +215,14 @@ class Schema(_Strict):
             raise ValueError(
                 f"feature {taken[0]!r} has the name of a prepared dataset's label column; "
                 "rename the column"
+            )
+        bags = {name: field for name, field in self.categorical.items() if field.num_ids > 1}
+        places = id_columns(bags)
+        taken = [name for name in (*self.categorical, *self.numerical) if name in places]
+        if taken:
+            raise ValueError(
+                f"feature {taken[0]!r} has the name of a place in the bag "
+                f"{places[taken[0]]!r}; rename the column"
             )
         return self
 

@@ -26,7 +26,9 @@ def hash_categories(categories: Categories, *, seed: int) -> npt.NDArray[np.uint
     key = hashlib.sha256(f"pwiser split {seed}".encode()).hexdigest()[:16]
     hashes = pd.util.hash_array(texts, hash_key=key, categorize=False)
     missing = pd.util.hash_array(np.asarray([""], dtype=object), hash_key=key, categorize=False)
-    hashed: npt.NDArray[np.uint64] = categories.lookup(hashes.astype(np.uint64), missing[0])
+    hashed: npt.NDArray[np.uint64] = categories.lookup(
+        hashes.astype(np.uint64), missing=missing[0], padding=missing[0]
+    )
     return hashed
 
 

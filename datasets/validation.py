@@ -1,6 +1,7 @@
 """Checking a prepared dataset against its manifest: every file's bytes, then what the rows hold.
 
-Shape suffixes: N rows, F categorical fields, D numerical fields.
+Shape suffixes: N rows, F id columns (one per categorical field, one per place of a bag), D
+numerical fields.
 """
 
 import hashlib
@@ -19,8 +20,8 @@ from datasets.filesystem import Location, locate
 from datasets.manifest import SplitSummary
 from datasets.pipeline import map_in_order
 from datasets.progress import ProgressReport, ReportProgress, report_nothing
-from datasets.schema import CLICK, CONVERSION
-from datasets.vocabulary import read_vocabularies, vocabularies_hash
+from datasets.schema import CLICK, CONVERSION, id_columns
+from datasets.vocabulary import PADDING_ID, read_vocabularies, vocabularies_hash
 
 __all__ = ["validate"]
 
@@ -161,12 +162,24 @@ class _Validation:
                 row = first_row + int(wrong_N.argmax())
                 content.faults.append(f"{part}: row {row}: {what} ({int(wrong_N.sum())} such rows)")
 
-        sizes = self.manifest.vocabulary_sizes
-        ids_NF = np.empty((batch.num_rows, len(sizes)), np.int32)
-        for index, (name, size) in enumerate(sizes.items()):
-            ids_N = batch.column(name).to_numpy(zero_copy_only=False)
+        field_of = id_columns(self.manifest.table.categorical)
+        ids_NF = np.empty((batch.num_rows, len(field_of)), np.int32)
+        above: str | None = None  # the field of the column before
+        for index, (column, name) in enumerate(field_of.items()):
+            ids_N = batch.column(column).to_numpy(zero_copy_only=False)
             ids_NF[:, index] = ids_N
-            note(f"field {name!r} has an id outside 0 to {size - 1}", (ids_N < 0) | (ids_N >= size))
+            size = self.manifest.vocabulary_sizes[name]
+            low = PADDING_ID if name == above else 0  # a bag is filled from its first place
+            note(
+                f"field {column!r} has an id outside {low} to {size - 1}",
+                (ids_N < low) | (ids_N >= size),
+            )
+            if name == above:
+                note(
+                    f"field {column!r} has an id behind a place that is not filled",
+                    (ids_N >= 0) & (ids_NF[:, index - 1] < 0),
+                )
+            above = name
         names = list(self.manifest.table.numerical)
         raw_ND = np.empty((batch.num_rows, len(names)), np.float32)
         for index, name in enumerate(names):

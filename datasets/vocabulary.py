@@ -1,4 +1,8 @@
-"""Which id each category gets: id 0 is "unknown", the others follow how often train holds them."""
+"""Which id each category gets: id 0 is "unknown", the others follow how often train holds them.
+
+A bag's places beyond the values of a cell hold ``PADDING_ID``, which is no id of any vocabulary and
+counts for nothing.
+"""
 
 import hashlib
 from collections import Counter
@@ -15,9 +19,11 @@ from datasets.filesystem import HashingSink, Location
 from datasets.manifest import FileSum
 
 __all__ = [
+    "PADDING_ID",
     "VOCABULARIES_FILE",
     "Vocabulary",
     "count_categories",
+    "encode_categories",
     "id_type",
     "read_vocabularies",
     "vocabularies_hash",
@@ -25,6 +31,7 @@ __all__ = [
 ]
 
 VOCABULARIES_FILE = "vocabularies.parquet"
+PADDING_ID = -1
 
 
 class Vocabulary:
@@ -53,8 +60,7 @@ class Vocabulary:
 
     def encode(self, categories: Categories) -> npt.NDArray[np.int32]:
         """Return the id of every row; missing and unseen categories get 0."""
-        encoded: npt.NDArray[np.int32] = categories.lookup(self.ids_of(categories.texts), 0)
-        return encoded
+        return encode_categories(categories, self.ids_of(categories.texts))
 
     def ids_of(self, texts: Sequence[str | None]) -> npt.NDArray[np.int32]:
         """Return the id of every text; None and unseen texts get 0."""
@@ -68,8 +74,14 @@ class Vocabulary:
         return hash(self.values)
 
 
+def encode_categories(categories: Categories, ids: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """Return the id of every row, given those of the texts: 0 if missing, or the padding's."""
+    encoded: npt.NDArray[np.int32] = categories.lookup(ids, missing=0, padding=PADDING_ID)
+    return encoded
+
+
 def count_categories(categories: Categories, counts: Counter[str]) -> None:
-    """Add how often each category occurs to ``counts``; missing cells are not counted."""
+    """Add how often each category occurs to ``counts``, but for missing cells and padding."""
     present = categories.codes_N[categories.codes_N >= 0]
     occurrences = np.bincount(present, minlength=len(categories.texts)).tolist()
     found = {

@@ -83,7 +83,10 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class DeviceImpressions:
-    """A split on a device: `ids_NF` integers, `numericals_ND` float32, labels (N,) uint8."""
+    """A split on a device: `ids_NF` integers, `numericals_ND` floats, labels (N,) uint8.
+
+    F counts columns of ids: a bag has as many as it is long. Models get numericals as float32.
+    """
 
     ids_NF: torch.Tensor
     numericals_ND: torch.Tensor

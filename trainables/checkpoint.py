@@ -48,6 +48,7 @@ def save_checkpoint(
         "inputs": {
             "vocabulary_sizes": list(inputs.vocabulary_sizes),
             "num_numericals": inputs.num_numericals,
+            "bag_lengths": list(inputs.bag_lengths),
         },
     }
     (directory / CONFIGURATION_FILE).write_text(json.dumps(description, indent=2) + "\n")
@@ -68,6 +69,7 @@ def load_checkpoint(
         inputs = Inputs(
             vocabulary_sizes=tuple(description["inputs"]["vocabulary_sizes"]),
             num_numericals=description["inputs"]["num_numericals"],
+            bag_lengths=tuple(description["inputs"].get("bag_lengths", ())),
         )
     except KeyError as error:
         raise CheckpointError(
@@ -149,7 +151,7 @@ class Predictor:
             stop = start + PREDICTION_BATCH
             logits_BT = self.model(
                 torch.from_numpy(ids_NF[start:stop]).to(self.device),
-                torch.from_numpy(numericals_ND[start:stop]).to(self.device),
+                torch.from_numpy(numericals_ND[start:stop]).to(self.device).float(),
             )
             parts.append(logits_BT.float().cpu())
         return {name: values.numpy() for name, values in probabilities(torch.cat(parts)).items()}

@@ -8,7 +8,7 @@ For an architecture of your own, in any test file that pytest collects:
         model = MyModel
         settings = {"num_layers": 2}
 
-Shape suffixes: B batch, F categorical fields, N numericals, T heads.
+Shape suffixes: B batch, F columns of ids, N numericals, T heads.
 """
 
 import inspect
@@ -84,6 +84,18 @@ class ModelContract:
         """Numericals alone, with ids of width 0."""
         inputs = Inputs(vocabulary_sizes=(), num_numericals=3)
         self._check_learning_signal(inputs)
+
+    def test_a_bag_is_the_mean_of_its_ids(self) -> None:
+        """A field of several ids per impression: neither order nor padding (-1) matters."""
+        inputs = Inputs(vocabulary_sizes=(7, 30), num_numericals=4, bag_lengths=(1, 3))
+        self._check_learning_signal(inputs)
+        model = self.build(inputs)
+        bags = torch.tensor([[5, 2, -1], [2, 5, -1], [5, 9, 2], [8, -1, -1], [8, 8, 8]])
+        ids_BF = torch.cat([torch.ones(5, 1, dtype=torch.int64), bags], 1)
+        logits_BT = self.logits(model, ids_BF, torch.ones(5, 4))
+        for one, other in ((0, 1), (3, 4)):
+            torch.testing.assert_close(logits_BT[one], logits_BT[other], rtol=1e-4, atol=1e-5)
+        assert not torch.equal(logits_BT[0], logits_BT[2]), "the third id changes nothing"
 
     def test_gradients_reach_every_parameter(self) -> None:
         """A parameter without gradient would stop data-parallel training."""
@@ -183,7 +195,8 @@ def _features(inputs: Inputs, num_rows: int = _NUM_ROWS) -> tuple[Tensor, Tensor
     """Random ids and numericals, the same on every call."""
     generator = torch.Generator().manual_seed(0)
     columns = [
-        torch.randint(size, (num_rows,), generator=generator) for size in inputs.vocabulary_sizes
+        torch.randint(size, (num_rows, length), generator=generator)
+        for size, length in zip(inputs.vocabulary_sizes, inputs.bag_lengths, strict=True)
     ]
-    ids_BF = torch.stack(columns, 1) if columns else torch.empty(num_rows, 0, dtype=torch.int64)
+    ids_BF = torch.cat(columns, 1) if columns else torch.empty(num_rows, 0, dtype=torch.int64)
     return ids_BF, torch.randn(num_rows, inputs.num_numericals, generator=generator)

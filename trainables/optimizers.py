@@ -103,7 +103,7 @@ def make_optimizers(
 
 def _is_large(embedding: FeatureEmbedding, rows_per_step: int) -> bool:
     """Whether dense Adam, which walks the whole table, takes longer than sparse Adam."""
-    lookups = rows_per_step * len(embedding.vocabulary_sizes)
+    lookups = rows_per_step * sum(embedding.bag_lengths)
     return sum(embedding.vocabulary_sizes) >= SPARSE_MIN_ROWS_PER_LOOKUP * lookups
 
 

@@ -149,7 +149,8 @@ def predict_logits(model: nn.Module, split: Rows, workers: Workers) -> torch.Ten
     model.eval()
     share = workers.share_of(len(split))
     parts = [
-        model(chunk.ids_NF, chunk.numericals_ND) for chunk in split.chunks(share, EVALUATION_BATCH)
+        model(chunk.ids_NF, chunk.numericals_ND.float())
+        for chunk in split.chunks(share, EVALUATION_BATCH)
     ]
     num_heads = int(model.num_heads)  # type: ignore[arg-type]
     empty = torch.zeros(0, num_heads, device=workers.device)
@@ -199,7 +200,7 @@ class _Stepper:
         with torch.autocast(
             self.workers.device.type, self.dtype, enabled=self.dtype != torch.float32
         ):
-            logits_BT = self.parallel(batch.ids_NF, batch.numericals_ND)
+            logits_BT = self.parallel(batch.ids_NF, batch.numericals_ND.float())
         losses = training_loss(
             logits_BT,
             batch.clicks_N,

@@ -173,6 +173,7 @@ class _Lane:
             inputs = Inputs(
                 vocabulary_sizes=tuple(dataset.manifest.vocabulary_sizes.values()),
                 num_numericals=len(dataset.manifest.table.numerical),
+                bag_lengths=dataset.manifest.bag_lengths,
             )
             train_rows, valid_rows = (
                 self._rows(dataset, split, reading) for split in ("train", "valid")

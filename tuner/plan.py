@@ -109,6 +109,8 @@ def table_shape(dataset: Dataset) -> TableShape:
     return TableShape(
         vocabulary_sizes=tuple(dataset.manifest.vocabulary_sizes.values()),
         num_numericals=len(dataset.manifest.table.numerical),
+        bag_lengths=dataset.manifest.bag_lengths,
+        numerical_type=dataset.manifest.table.numerical_type,
     )
 
 

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import torch
 
+from datasets.schema import NumericalType
 from trainables.configuration import TrialConfiguration
 from trainables.models import Inputs
 from trainables.training import DeviceImpressions, train
@@ -25,10 +26,23 @@ class TableShape:
     Attributes:
         vocabulary_sizes: ids of each categorical field.
         num_numericals: numerical fields.
+        bag_lengths: ids of each categorical field in a row; 1 for all if left out.
+        numerical_type: of the loaded numericals.
     """
 
     vocabulary_sizes: tuple[int, ...]
     num_numericals: int
+    bag_lengths: tuple[int, ...] = ()
+    numerical_type: NumericalType = "float32"
+
+    @property
+    def inputs(self) -> Inputs:
+        """What a model of these rows reads."""
+        return Inputs(
+            vocabulary_sizes=self.vocabulary_sizes,
+            num_numericals=self.num_numericals,
+            bag_lengths=self.bag_lengths,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +83,6 @@ def measure(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows_per_step = max(configuration.training.batch_size // num_workers, 1)
     split = _random_rows(shape, rows_per_step * NUM_STEPS, device)
-    inputs = Inputs(vocabulary_sizes=shape.vocabulary_sizes, num_numericals=shape.num_numericals)
     short = configuration.replace(
         {
             "training.epochs": NUM_ROUNDS + 1,
@@ -77,7 +90,7 @@ def measure(
             "training.batch_size": rows_per_step,
         }
     )
-    rounds = list(train(short, inputs, split, split, Workers(device=device)))
+    rounds = list(train(short, shape.inputs, split, split, Workers(device=device)))
     model = rounds[0][1]
     pairs = list(pairwise(evaluation for evaluation, _ in rounds))
     training_s = min(after.training_s - before.training_s for before, after in pairs)
@@ -94,11 +107,14 @@ def measure(
 
 def _random_rows(shape: TableShape, num_rows: int, device: torch.device) -> DeviceImpressions:
     generator = torch.Generator().manual_seed(0)
+    # every bag is full: padding takes the same time
     fields = [
-        torch.randint(size, (num_rows,), generator=generator) for size in shape.vocabulary_sizes
+        torch.randint(size, (num_rows, length), generator=generator)
+        for size, length in zip(shape.vocabulary_sizes, shape.inputs.bag_lengths, strict=True)
     ]
-    ids_NF = torch.stack(fields, 1) if fields else torch.zeros(num_rows, 0, dtype=torch.int64)
+    ids_NF = torch.cat(fields, 1) if fields else torch.zeros(num_rows, 0, dtype=torch.int64)
     numericals_ND = torch.randn(num_rows, shape.num_numericals, generator=generator)
+    numericals_ND = numericals_ND.to(getattr(torch, shape.numerical_type))
     luck_N = torch.rand(num_rows, generator=generator)
     luck_N[:2] = torch.tensor([0.0, 1.0])  # both classes are there, however few the rows
     return DeviceImpressions(

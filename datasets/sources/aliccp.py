@@ -2,16 +2,17 @@
 
 ``sample_skeleton_<split>.csv`` has a row per impression (sample_id, click, conversion, index of the
 common features, number of features, features), ``common_features_<split>.csv`` a row per index
-(index, number of features, features); neither has a header. Multi-valued fields are reduced to the
-first value of the list. The common-feature index is the group: it is one user in one context, and
-stays on one side when valid is carved.
+(index, number of features, features); neither has a header. Multi-valued fields become bags of
+the first values of their list, or are reduced to the very first. The common-feature index is the
+group: it is one user in one context, and stays on one side when valid is carved.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import duckdb
 import numpy as np
@@ -29,8 +30,8 @@ from datasets.pipeline import map_in_order
 from datasets.preparation import prepare
 from datasets.progress import ProgressReport, ReportProgress, report_nothing
 from datasets.raw_files import RawFile, find_raw_file
-from datasets.schema import CategoricalField, Labels, Schema, SplitFractions
-from datasets.sources.aliccp_features import FIELDS, FeatureListError, first_ids
+from datasets.schema import MAX_VALUES, CategoricalField, Labels, Schema, SplitFractions
+from datasets.sources.aliccp_features import FIELDS, MULTI_VALUED, FeatureListError, field_ids
 from datasets.sources.aliexpress import carved_from_train
 from datasets.table_reader import RawBatch
 
@@ -43,11 +44,26 @@ _COMMON = (GROUP, "feature_num", "features")
 _BLOCK_BYTES = 8 << 20
 
 
-def aliccp_schema(split: SplitFractions, *, min_count: int = MIN_COUNT) -> Schema:
-    """Return the schema of the joined rows: 23 categorical fields."""
+def aliccp_schema(
+    split: SplitFractions,
+    *,
+    min_count: int = MIN_COUNT,
+    bags: Mapping[str, int] = MappingProxyType({}),
+) -> Schema:
+    """Return the schema of the joined rows: 23 categorical fields.
+
+    Raises:
+        TableError: A bag is of a field that is not there, or of less than one value.
+    """
+    for field, num_ids in bags.items():
+        if field not in FIELDS:
+            raise TableError(f"--bag {field}={num_ids}: no such field; known: {', '.join(FIELDS)}")
+        if not 1 <= num_ids <= MAX_VALUES:
+            raise TableError(f"--bag {field}={num_ids}: must be 1 to {MAX_VALUES} values")
+    max_values = dict.fromkeys(MULTI_VALUED, 1) | dict(bags)
     return Schema(
         labels=Labels(click="click", conversion="conversion"),
-        categorical={field: CategoricalField() for field in FIELDS},
+        categorical={field: CategoricalField(max_values=max_values.get(field)) for field in FIELDS},
         group=GROUP,
         min_count=min_count,
         split=split,
@@ -61,6 +77,7 @@ def prepare_aliccp(
     valid_fraction: float = 0.1,
     split_seed: int = 0,
     min_count: int = MIN_COUNT,
+    bags: Mapping[str, int] = MappingProxyType({}),
     conversion_without_click: ConversionPolicy = "drop",
     report: ReportProgress = report_nothing,
 ) -> Manifest:
@@ -72,11 +89,14 @@ def prepare_aliccp(
         valid_fraction: The share of train's common-feature rows whose impressions become valid.
         split_seed: Another seed carves others.
         min_count: Ids rarer than this in train become id 0.
+        bags: Fields of which a row keeps its first values, and how many at most; of the others it
+            keeps the first.
         conversion_without_click: Drop and count such rows, refuse them, or take them as clicked.
         report: Told how far the preparation is.
 
     Raises:
-        TableError: A file is missing or breaks the raw format, or a split is empty.
+        TableError: A file is missing or breaks the raw format, a split is empty, or a bag is of no
+            field.
         OutputExistsError: Something lies at ``out``.
     """
     target = locate(out)
@@ -84,21 +104,34 @@ def prepare_aliccp(
     fractions = carved_from_train(valid_fraction, split_seed)
     if min_count < 1:
         raise TableError(f"--min-count {min_count}: must be at least 1")
+    schema = aliccp_schema(fractions, min_count=min_count, bags=bags)
     with working_directory(target) as work:
         counted: Counter[str] = Counter()
         inputs = {
-            split: _join_split(Path(input), split, work=work, counted=counted, report=report)
+            split: _join_split(
+                Path(input), split, _bags(schema), work=work, counted=counted, report=report
+            )
             for split in ("train", "test")
         }
         return prepare(
-            aliccp_schema(fractions, min_count=min_count),
+            schema,
             inputs,
             out=out,
-            source="aliccp, raw form, first value of multi-valued fields",
+            source=_source(schema),
             conversion_without_click=conversion_without_click,
             counted=counted,
             report=report,
         )
+
+
+def _bags(schema: Schema) -> dict[str, int]:
+    return {name: field.num_ids for name, field in schema.categorical.items() if field.num_ids > 1}
+
+
+def _source(schema: Schema) -> str:
+    bags = [f"{name} up to {num_ids}" for name, num_ids in _bags(schema).items()]
+    kept = f"bags {', '.join(bags)}, first value of other" if bags else "first value of"
+    return f"aliccp, raw form, {kept} multi-valued fields"
 
 
 @dataclass(frozen=True)
@@ -117,12 +150,18 @@ _COMMONS = _Layout(_COMMON, (GROUP,), "common-feature rows without a feature")
 
 
 def _join_split(
-    directory: Path, split: str, *, work: Path, counted: Counter[str], report: ReportProgress
+    directory: Path,
+    split: str,
+    bags: Mapping[str, int],
+    *,
+    work: Path,
+    counted: Counter[str],
+    report: ReportProgress,
 ) -> JoinedRows:
     common = find_raw_file(directory, f"common_features_{split}", work=work)
-    _stage(common, _COMMONS, work / "common.parquet", counted, report)
+    _stage(common, _COMMONS, bags, work / "common.parquet", counted, report)
     impression = find_raw_file(directory, f"sample_skeleton_{split}", work=work)
-    _stage(impression, _IMPRESSIONS, work / "impression.parquet", counted, report)
+    _stage(impression, _IMPRESSIONS, bags, work / "impression.parquet", counted, report)
     out = work / f"{split}.parquet"
     with connect(work) as connection:
         _check_common(connection, common, work)
@@ -137,13 +176,19 @@ def _join_split(
 
 
 def _stage(
-    file: RawFile, layout: _Layout, out: Path, counted: Counter[str], report: ReportProgress
+    file: RawFile,
+    layout: _Layout,
+    bags: Mapping[str, int],
+    out: Path,
+    counted: Counter[str],
+    report: ReportProgress,
 ) -> None:
     """Parse a raw file into a Parquet file with a column per field."""
-    fields = [(name, pa.string()) for name in layout.kept] + [(f, pa.int64()) for f in FIELDS]
-    done = 0
+    ids = {field: pa.list_(pa.int64()) if field in bags else pa.int64() for field in FIELDS}
+    fields = [(name, pa.string()) for name in layout.kept] + list(ids.items())
+    done, parse = 0, partial(_parse, file, layout, bags)
     with pq.ParquetWriter(out, pa.schema(fields), compression="lz4") as writer:
-        for table, without in map_in_order(partial(_parse, file, layout), _read(file, layout)):
+        for table, without in map_in_order(parse, _read(file, layout)):
             writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
             counted[layout.without_features] += without
             done += table.num_rows
@@ -195,11 +240,13 @@ def _explain(file: RawFile, layout: _Layout, error: Exception, rows_read: int) -
     )
 
 
-def _parse(file: RawFile, layout: _Layout, batch: RawBatch) -> tuple[pa.Table, int]:
-    """Return the kept columns and the first ids of a batch, and how many lists are empty."""
+def _parse(
+    file: RawFile, layout: _Layout, bags: Mapping[str, int], batch: RawBatch
+) -> tuple[pa.Table, int]:
+    """Return the kept columns and the ids of a batch, and how many lists are empty."""
     rows = batch.rows
     try:
-        found = first_ids(rows.column("features"))
+        found = field_ids(rows.column("features"), bags)
     except FeatureListError as error:
         raise TableError(
             f"{file.name}: row {batch.first_row + error.index}: {error.problem}; mend or remove "

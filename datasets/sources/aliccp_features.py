@@ -4,20 +4,25 @@ The separators are looked up in the batch's bytes, so that the work per feature 
 operations and no Python. Shape suffixes: N rows, E features of all rows, K features looked at.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-__all__ = ["FIELDS", "FeatureListError", "FirstIds", "first_ids"]
+from datasets.bag import places
+
+__all__ = ["FIELDS", "MULTI_VALUED", "FeatureListError", "FieldIds", "field_ids"]
+
+MULTI_VALUED = ("210", "109_14", "110_14", "127_14", "150_14")
 
 FIELDS = (
     *("101", "121", "122", "124", "125", "126", "127", "128", "129"),
     *("205", "206", "207", "210", "216", "508", "509", "702", "853", "301"),
     *("109_14", "110_14", "127_14", "150_14"),
 )
-"""The sparse fields in the order that public models use; 210 and the last four are multi-valued."""
+"""The sparse fields in the order that public models use."""
 
 _MAX_ID_DIGITS = 18
 _WORD_BYTES = 8
@@ -35,11 +40,11 @@ class FeatureListError(Exception):
 
 
 @dataclass(frozen=True)
-class FirstIds:
-    """The first id of each field in each row.
+class FieldIds:
+    """The ids of each field in each row.
 
     Attributes:
-        columns: Per field the ids, null in rows that lack the field.
+        columns: Per field the first ids, or lists of ids; null in rows that lack the field.
         num_features_N: How many features each row's list has.
     """
 
@@ -57,11 +62,12 @@ class _Features:
     id_end_E: Integers
 
 
-def first_ids(lists: pa.Array) -> FirstIds:
-    """Reduce feature lists to the first id of every field.
+def field_ids(lists: pa.Array, bags: Mapping[str, int]) -> FieldIds:
+    """Reduce feature lists to the first id of every field, or to its first ids.
 
     Args:
         lists: A string array without nulls; an empty text is a list without features.
+        bags: The fields of which more than the first id is kept, and how many at most.
 
     Raises:
         FeatureListError: A feature has not its three parts, an unknown field, or an id that is no
@@ -75,6 +81,7 @@ def first_ids(lists: pa.Array) -> FirstIds:
     chosen = np.full(num_rows * len(FIELDS), -1, np.int64)
     order = np.arange(len(field_E))[::-1]
     chosen[(features.row_E * len(FIELDS) + field_E)[::-1]] = order
+    chosen.reshape(num_rows, len(FIELDS))[:, [FIELDS.index(field) for field in bags]] = -1
     present = chosen >= 0
     ids = np.zeros(len(chosen), np.int64)
     ids[present] = _parse_ids(data, features, chosen[present])
@@ -83,7 +90,28 @@ def first_ids(lists: pa.Array) -> FirstIds:
         field: pa.array(np.ascontiguousarray(ids_NF[:, i]), mask=~present_NF[:, i])
         for i, field in enumerate(FIELDS)
     }
-    return FirstIds(columns, np.bincount(features.row_E, minlength=num_rows))
+    for field, num_ids in bags.items():
+        wanted_K = np.flatnonzero(field_E == FIELDS.index(field))
+        columns[field] = _first_ids_of_one(data, features, wanted_K, num_ids, num_rows)
+    return FieldIds(columns, np.bincount(features.row_E, minlength=num_rows))
+
+
+def _first_ids_of_one(
+    data: npt.NDArray[np.uint8],
+    features: _Features,
+    wanted_K: Integers,
+    num_ids: int,
+    num_rows: int,
+) -> pa.Array:
+    row_K = features.row_E[wanted_K]
+    count_N = np.bincount(row_K, minlength=num_rows)
+    kept_K = wanted_K[places(row_K, num_rows) < num_ids]
+    limit_N = np.append(0, np.minimum(count_N, num_ids).cumsum())
+    return pa.ListArray.from_arrays(
+        pa.array(limit_N, pa.int32()),
+        pa.array(_parse_ids(data, features, kept_K), pa.int64()),
+        mask=pa.array(count_N == 0),
+    )
 
 
 def _bytes_of(lists: pa.Array) -> tuple[npt.NDArray[np.uint8], Integers]:

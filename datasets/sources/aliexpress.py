@@ -15,7 +15,14 @@ from datasets.labels import ConversionPolicy
 from datasets.manifest import Manifest
 from datasets.preparation import prepare
 from datasets.progress import ReportProgress, report_nothing
-from datasets.schema import CategoricalField, Labels, NumericalField, Schema, SplitFractions
+from datasets.schema import (
+    CategoricalField,
+    Labels,
+    NumericalField,
+    NumericalType,
+    Schema,
+    SplitFractions,
+)
 from datasets.sources.aliexpress_raw import COUNTRIES, join_aliexpress
 from datasets.table_reader import open_table
 
@@ -34,7 +41,9 @@ NUM_CATEGORICALS = 16
 NUM_NUMERICALS = 63
 
 
-def aliexpress_schema(split: SplitFractions) -> Schema:
+def aliexpress_schema(
+    split: SplitFractions, *, numerical_type: NumericalType = "float32"
+) -> Schema:
     """Return the schema of the processed form; search sessions are the groups."""
     return Schema(
         labels=Labels(click="click", conversion="conversion"),
@@ -42,6 +51,7 @@ def aliexpress_schema(split: SplitFractions) -> Schema:
             f"categorical_{i}": CategoricalField() for i in range(1, NUM_CATEGORICALS + 1)
         },
         numerical={f"numerical_{i}": NumericalField() for i in range(1, NUM_NUMERICALS + 1)},
+        numerical_type=numerical_type,
         group="search_id",
         split=split,
     )
@@ -53,6 +63,7 @@ def prepare_aliexpress(
     out: str | Path,
     valid_fraction: float = 0.1,
     split_seed: int = 0,
+    numerical_type: NumericalType = "float32",
     conversion_without_click: ConversionPolicy = "refuse",
     report: ReportProgress = report_nothing,
 ) -> Manifest:
@@ -65,6 +76,7 @@ def prepare_aliexpress(
         out: The directory or URI to make; it must not exist.
         valid_fraction: The share of train's sessions that become valid; above 0 and below 1.
         split_seed: Another seed carves other sessions.
+        numerical_type: Of the loaded numericals; float16 halves their memory.
         conversion_without_click: Refuse such rows, drop them, or take them as clicked.
         report: Told how far the preparation is.
 
@@ -82,7 +94,7 @@ def prepare_aliexpress(
                 "and test.csv in the processed form"
             )
     return prepare(
-        aliexpress_schema(fractions),
+        aliexpress_schema(fractions, numerical_type=numerical_type),
         {name: open_table(f"{directory}/{name}.csv") for name in ("train", "test")},
         out=out,
         source="aliexpress, processed form",
@@ -99,6 +111,7 @@ def prepare_aliexpress_raw(
     out: str | Path,
     valid_fraction: float = 0.1,
     split_seed: int = 0,
+    numerical_type: NumericalType = "float32",
     report: ReportProgress = report_nothing,
 ) -> Manifest:
     """Prepare a dataset from the four raw files of a country, plain or compressed.
@@ -111,6 +124,7 @@ def prepare_aliexpress_raw(
         out: The directory or URI to make; it must not exist.
         valid_fraction: The share of train's sessions that become valid; above 0 and below 1.
         split_seed: Another seed carves other sessions.
+        numerical_type: Of the loaded numericals; float16 halves their memory.
         report: Told how far the preparation is.
 
     Raises:
@@ -124,7 +138,7 @@ def prepare_aliexpress_raw(
         raise TableError(f"--country {country}: unknown; known: {', '.join(COUNTRIES)}")
     with working_directory(target) as work:
         return prepare(
-            aliexpress_schema(fractions),
+            aliexpress_schema(fractions, numerical_type=numerical_type),
             join_aliexpress(Path(input), country, work=work, report=report),
             out=out,
             source=f"aliexpress, raw form, {country}",

@@ -5,9 +5,13 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
 
-from datasets import Manifest, TableError, open_dataset, prepare_aliccp
-from datasets.sources.aliccp_features import FIELDS, FeatureListError, first_ids
+from datasets import Dataset, Manifest, TableError, open_dataset, prepare_aliccp, validate
+from datasets.sources.aliccp_features import FIELDS, MULTI_VALUED, FeatureListError, field_ids
+from tuner.cli.data import data_app
 
 COMMON = """\
 u1,3,101\x0211\x031.0\x01121\x021\x031.0\x01150_14\x027\x032.39
@@ -42,6 +46,11 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 
 def prepared(directory: Path, out: Path) -> Manifest:
     return prepare_aliccp(input=directory, out=out, valid_fraction=0.3, min_count=1)
+
+
+def with_bags(directory: Path, out: Path, bags: dict[str, int]) -> Dataset:
+    prepare_aliccp(input=directory, out=out, valid_fraction=0.3, min_count=1, bags=bags)
+    return open_dataset(str(out))
 
 
 def test_rows_are_joined_and_oddities_counted(write: Callable[..., Path], tmp_path: Path) -> None:
@@ -152,19 +161,112 @@ def test_conversion_without_click_is_refused_where_that_is_chosen(
         prepare_aliccp(input=write(), out=tmp_path / "out", conversion_without_click="refuse")
 
 
-def test_first_ids_are_those_of_a_loop_over_the_texts() -> None:
-    lists = ["", "205\x021\x030.5", "210\x027\x031\x01210\x028\x031\x01301\x020\x03-2", ""]
-    found = first_ids(pa.array(["skipped\x02", *lists])[1:])
-    expected: list[dict[str, int]] = []
-    for text in lists:
-        row: dict[str, int] = {}
-        for feature in text.split("\x01") if text else []:
-            field, rest = feature.split("\x02")
-            row.setdefault(field, int(rest.split("\x03")[0]))
-        expected.append(row)
-    for field in FIELDS:
-        assert found.columns[field].to_pylist() == [row.get(field) for row in expected]
-    assert found.num_features_N.tolist() == [0, 1, 3, 0]
+FEATURES = st.lists(st.tuples(st.sampled_from(("205", "210", "110_14")), st.integers(0, 10**17)))
+
+
+@given(st.lists(FEATURES, max_size=8), st.integers(2, 4))
+def test_ids_are_those_of_a_loop_over_the_features(
+    rows: list[list[tuple[str, int]]], length: int
+) -> None:
+    texts = ["\x01".join(f"{field}\x02{number}\x030.5" for field, number in row) for row in rows]
+    lists = pa.array(["skipped\x02", *texts], pa.string())[1:]
+    for bags in ({}, {"210": length}, {"210": length, "110_14": 2}):
+        found = field_ids(lists, bags)
+        for field in FIELDS:
+            expected = [[n for name, n in row if name == field] for row in rows]
+            if field in bags:
+                kept = [numbers[: bags[field]] or None for numbers in expected]
+            else:
+                kept = [numbers[0] if numbers else None for numbers in expected]
+            assert found.columns[field].to_pylist() == kept
+        assert found.num_features_N.tolist() == [len(row) for row in rows]
+
+
+def test_bags_keep_the_first_values_in_their_order(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
+    dataset = with_bags(write(), tmp_path / "out", {"150_14": 3, "210": 2})
+    assert dataset.manifest.source == (
+        "aliccp, raw form, bags 210 up to 2, 150_14 up to 3, first value of other multi-valued "
+        "fields"
+    )
+    assert validate(dataset) == []
+    encoder = dataset.encoder()
+    columns = list(encoder.id_columns)
+    test_NF = dataset.load("test").ids_NF
+    assert test_NF.shape == (7, len(FIELDS) + 1 + 2)
+
+    def values(field: str) -> list[list[str | None]]:
+        indices = [i for i, column in enumerate(columns) if encoder.id_columns[column] == field]
+        known = (None, *encoder.vocabularies[field].values)
+        return [[known[i] for i in row if i != -1] for row in test_NF[:, indices].tolist()]
+
+    # train's valid rows are carved by their group: what only they have is unknown
+    trained = set(encoder.vocabularies["150_14"].values)
+    u1, u2 = (["7"], ["8", "7"])
+    expected = [u1, u1, u2, u2, [None], [None], [None]]
+    assert values("150_14") == [[v if v in trained else None for v in row] for row in expected]
+    assert values("210")[1:] == [[None]] * 6
+    assert values("210")[0] in (["5", "6"], [None, None])
+    assert values("110_14")[2] in (["1"], [None])  # the first alone
+
+
+def test_a_bag_of_one_value_is_the_field_as_it_was(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
+    raw = write()
+    manifest = prepared(raw, tmp_path / "plain")
+    assert manifest.digest[:16] == "5cd30639cc0a9220"  # before there were bags
+    assert manifest.bag_lengths == (1,) * len(FIELDS)
+    one = with_bags(raw, tmp_path / "one", dict.fromkeys(MULTI_VALUED, 1))
+    assert one.digest == manifest.digest
+    for name, bags in (("two", {"210": 2}), ("three", {"210": 3})):
+        assert with_bags(raw, tmp_path / name, bags).digest != manifest.digest
+
+
+@pytest.mark.parametrize(
+    ("bags", "message"),
+    [
+        ({"99": 2}, "--bag 99=2: no such field; known: 101, 121"),
+        ({"210": 0}, "--bag 210=0: must be 1 to 1024 values"),
+    ],
+)
+def test_bags_of_no_field_or_of_no_value_are_refused(
+    write: Callable[..., Path], tmp_path: Path, bags: dict[str, int], message: str
+) -> None:
+    with pytest.raises(TableError, match=message):
+        with_bags(write(), tmp_path / "out", bags)
+
+
+def test_command_takes_lengths_by_field(write: Callable[..., Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = ["prepare", "aliccp", "--input", str(write()), "--out", str(out), "--min-count", "1"]
+    command += ["--valid-fraction", "0.3", "--bag", "all=2", "--bag", "110_14=3"]
+    shown = CliRunner().invoke(data_app, command)
+    assert shown.exit_code == 0, shown.output
+    lengths = dict(zip(FIELDS, open_dataset(str(out)).manifest.bag_lengths, strict=True))
+    assert {field: length for field, length in lengths.items() if length > 1} == {
+        **dict.fromkeys(MULTI_VALUED, 2),
+        "110_14": 3,
+    }
+
+
+@pytest.mark.parametrize(
+    ("lengths", "message"),
+    [
+        (["210"], "--bag 210: no FIELD=LENGTH; give a field and a number, as 210=5"),
+        (["210=-1"], "--bag 210=-1: no FIELD=LENGTH; give a field and a number, as 210=5"),
+        (["210=2", "210=3"], "--bag 210=3: 210 is given twice; give it once"),
+    ],
+)
+def test_lengths_that_cannot_be_read_are_refused(
+    tmp_path: Path, lengths: list[str], message: str
+) -> None:
+    options = [option for length in lengths for option in ("--bag", length)]
+    command = ["prepare", "aliccp", "--input", str(tmp_path), "--out", str(tmp_path / "out")]
+    shown = CliRunner().invoke(data_app, [*command, *options])
+    assert isinstance(shown.exception, TableError)
+    assert str(shown.exception) == message
 
 
 @pytest.mark.parametrize(
@@ -176,6 +278,6 @@ def test_first_ids_are_those_of_a_loop_over_the_texts() -> None:
 )
 def test_a_feature_without_its_parts_is_refused(text: str) -> None:
     with pytest.raises(FeatureListError) as caught:
-        first_ids(pa.array(["301\x021\x031", text, ""]))
+        field_ids(pa.array(["301\x021\x031", text, ""]), {})
     assert caught.value.index == 1
     assert "is not field \\x02 id \\x03 value" in caught.value.problem

@@ -4,8 +4,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
 from datasets import TableError, open_dataset, prepare_aliexpress
+from tuner.cli.data import data_app
 
 SAMPLES = {
     "fuxictr": ("fuxictr-tiny-mtl/train.csv", "fuxictr-tiny-mtl/test.csv", (100, 100)),
@@ -55,6 +57,18 @@ def test_no_search_is_in_train_and_valid(shared_data: Path, tmp_path: Path) -> N
             assert manifest.splits[split].impressions <= sum(inside)
         assert searches["train"] | searches["valid"] == set(rows["search_id"])
     assert seeds[0] != seeds[1]
+
+
+def test_numericals_are_float16_where_that_is_chosen(shared_data: Path, tmp_path: Path) -> None:
+    raw = shared_data / "fuxictr-tiny-mtl"
+    command = ["prepare", "aliexpress", "--input", str(raw), "--out", str(tmp_path / "half")]
+    shown = CliRunner().invoke(data_app, [*command, "--numerical-type", "float16"])
+    assert shown.exit_code == 0, shown.output
+    prepare_aliexpress(input=raw, out=tmp_path / "full")
+    half, full = (open_dataset(str(tmp_path / name)) for name in ("half", "full"))
+    rounded = full.load("test").numericals_ND.astype(np.float16)
+    np.testing.assert_array_equal(half.load("test").numericals_ND, rounded)
+    assert (full.row_bytes, half.row_bytes) == (16 + 63 * 4 + 2, 16 + 63 * 2 + 2)
 
 
 def test_directory_without_the_files_is_refused(tmp_path: Path) -> None:

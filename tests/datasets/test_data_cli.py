@@ -3,6 +3,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pandas as pd
 import pytest
@@ -16,7 +17,8 @@ from datasets import (
     TableError,
     open_dataset,
 )
-from tuner.cli.data import Country, OrphanChoice, PresetName, data_app
+from datasets.schema import NumericalType
+from tuner.cli.data import Country, NumericalChoice, OrphanChoice, PresetName, data_app
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -28,6 +30,7 @@ def pwiser_data(*arguments: object) -> Result:
 def test_choices_are_those_of_the_library() -> None:
     assert tuple(PresetName) == tuple(PRESETS)
     assert tuple(Country) == COUNTRIES
+    assert tuple(NumericalChoice) == get_args(NumericalType)
     assert tuple(choice.policy for choice in OrphanChoice) == CONVERSION_POLICIES
 
 

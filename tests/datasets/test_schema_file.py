@@ -39,8 +39,8 @@ def test_lists_and_mappings_name_fields_and_defaults_hold(tmp_path: Path) -> Non
         (MINIMAL, "no feature; list columns under categorical or numerical"),
         (
             MINIMAL + "categoricals: [a]\n",
-            "unknown key 'categoricals'; known: labels, categorical, numerical, drop, group, "
-            "min_count, split",
+            "unknown key 'categoricals'; known: labels, categorical, numerical, numerical_type, "
+            "drop, group, min_count, split",
         ),
         (
             MINIMAL + "numerical: {a: {normalise: log}}\n",
@@ -57,6 +57,26 @@ def test_lists_and_mappings_name_fields_and_defaults_hold(tmp_path: Path) -> Non
         (MINIMAL + "categorical: [a, c]\n", "column 'c' has more than one role; leave it under"),
         (MINIMAL + "categorical: [a]\ngroup: a\n", "column 'a' has more than one role"),
         (MINIMAL + "categorical: [click]\n", "feature 'click' has the name of a prepared"),
+        (
+            MINIMAL + "categorical: {a: {max_values: 0}}\n",
+            "categorical.a.max_values: 0 is wrong; .*greater than or equal to 1",
+        ),
+        (
+            MINIMAL + "categorical: {a: {separator: ;}}\n",
+            "categorical.a: separator ';' without max_values; add max_values: how many",
+        ),
+        (
+            MINIMAL + "categorical: {a: {max_values: 2}, 'a[1]': {}}\n",
+            r"feature 'a\[1\]' has the name of a place in the bag 'a'; rename the column",
+        ),
+        (
+            MINIMAL + "categorical: {a: {max_values: 2}}\nnumerical: ['a[0]']\n",
+            r"feature 'a\[0\]' has the name of a place in the bag 'a'; rename the column",
+        ),
+        (
+            MINIMAL + "numerical: [a]\nnumerical_type: half\n",
+            "numerical_type: 'half' is wrong; input should be 'float32' or 'float16'",
+        ),
         (MINIMAL + "categorical: [a]\nmin_count: 0\n", "min_count: 0 is wrong; .*greater than or"),
         (
             MINIMAL + "categorical: [a]\nsplit: {valid: 0.5, test: 0.5}\n",

@@ -1,7 +1,8 @@
 """Features to vectors: one embedding table for all categorical fields, numericals beside it.
 
-Shape suffixes: B batch, F categorical fields, N numericals, G fields of the output, E embedding,
-D = G * E, X indicators of folded blocks, V rows of the table that belong to folded blocks.
+Shape suffixes: B batch, F id columns (one per categorical field, as many as a bag is long), N
+numericals, G fields of the output, E embedding, D = G * E, X indicators of folded blocks, V rows of
+the table that belong to folded blocks.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from trainables.models.bags import Bags
 from trainables.models.folded_input import Features, FoldedInput
 from trainables.models.inputs import Inputs
 from trainables.models.settings import check_at_least, check_option
@@ -28,8 +30,9 @@ class FeatureEmbedding(nn.Module):
     """Turn ids and numericals into G vectors of width E per impression.
 
     All categorical fields share one table, field f's rows starting at ``offsets_F[f]``: one lookup
-    for all. Numericals enter as one field, a linear projection of all of them (``project``, as in
-    MTReclib), or as one field each, value times a learned direction (``embed``).
+    for all. A bag's vector is the mean over its ids. Numericals enter as one field, a linear
+    projection of all of them (``project``, as in MTReclib), or as one field each, value times a
+    learned direction (``embed``).
 
     Args:
         inputs: the dataset's features.
@@ -53,6 +56,7 @@ class FeatureEmbedding(nn.Module):
         self.num_fields = len(sizes) + num_numerical_fields
         self.embedding_dim = embedding_dim
         self.vocabulary_sizes = sizes
+        self.bag_lengths = inputs.bag_lengths
         self.folding: FoldedBlocks | None = None
 
         self.table: nn.Embedding | None = None
@@ -62,6 +66,7 @@ class FeatureEmbedding(nn.Module):
         # Saved with the weights, so that a model built on the meta device loads whole.
         offsets = [0, *accumulate(sizes[:-1])] if sizes else []
         self.register_buffer("offsets_F", torch.tensor(offsets, dtype=torch.int64))
+        self.bags = _bags(range(len(sizes)), inputs.bag_lengths, offsets)
 
         self.projection: nn.Linear | None = None
         self.direction_NE: nn.Parameter | None = None
@@ -106,9 +111,9 @@ class FeatureEmbedding(nn.Module):
         """Look up and project.
 
         Args:
-            ids_BF: ids of any integer type, each within its field's vocabulary. That is the
-                dataset's promise and not checked here (a check would wait for the device): an id
-                beyond it reads another field's row.
+            ids_BF: ids of any integer type, each within its field's vocabulary, or below 0 at a
+                place that a bag does not fill. That is the dataset's promise and not checked here
+                (a check would wait for the device): an id beyond it reads another field's row.
             numericals_BN: normalised values; float32.
 
         Returns:
@@ -138,7 +143,7 @@ class FeatureEmbedding(nn.Module):
         """Return the vectors_BGE of the categorical fields, and of the numericals."""
         vectors: list[Tensor] = []
         if self.table is not None:
-            vectors.append(self.look_up(ids_BF + self.offsets_F))
+            vectors.append(self.categorical_vectors(ids_BF))
         if self.projection is not None or self.direction_NE is not None:
             vectors.append(self.numerical_vectors(numericals_BN))
         return vectors
@@ -152,6 +157,13 @@ class FeatureEmbedding(nn.Module):
             return vectors
         # The same numbers; on a CPU its gradient takes a third to a fourth of the embedding's.
         return self.table.weight.index_select(0, rows.flatten()).view(*rows.shape, -1)
+
+    def categorical_vectors(self, ids_BF: Tensor) -> Tensor:
+        """Return the vectors, one per categorical field, without the numericals."""
+        assert self.table is not None
+        if self.bags is not None:
+            return self.bags.pool(self.table, ids_BF)
+        return self.look_up(ids_BF + self.offsets_F)
 
     def numerical_vectors(self, numericals_BN: Tensor) -> Tensor:
         """Return the vectors_BGE of the numericals alone."""
@@ -188,9 +200,15 @@ class FoldedBlocks:
         rows = [row for f in self.fields for row in range(offsets[f], offsets[f + 1])]
         self.num_indicators = sum(embedding.block_indicators[block] for block in blocks)
         self.starts = torch.tensor(starts[:-1], device=device)
+        self.plain_places = torch.tensor(self.plain_fields, dtype=torch.int64, device=device)
+        plain_offsets = [offsets[field] for field in self.plain_fields]
+        self.plain_offsets = torch.tensor(plain_offsets, dtype=torch.int64, device=device)
         self.rows_V = torch.tensor(rows, dtype=torch.int64, device=device)
-        self.folded_columns = torch.tensor(self.fields, dtype=torch.int64, device=device)
-        self.plain_columns = torch.tensor(self.plain_fields, dtype=torch.int64, device=device)
+        lengths = embedding.bag_lengths
+        self.folded_columns = _columns(self.fields, lengths, device)
+        self.plain_columns = _columns(self.plain_fields, lengths, device)
+        self.folded_bags = _bags(self.fields, lengths, starts, device)
+        self.plain_bags = _bags(self.plain_fields, lengths, plain_offsets, device)
 
     def concatenate(
         self,
@@ -236,7 +254,11 @@ class FoldedBlocks:
         indicators_BX = torch.zeros(shape, dtype=dtype, device=numericals_BN.device)
         if self.fields:
             ids = ids_BF.index_select(1, self.folded_columns) if self.plain_fields else ids_BF
-            indicators_BX.scatter_(1, ids + self.starts, 1.0)
+            if self.folded_bags is None:
+                indicators_BX.scatter_(1, ids + self.starts, 1.0)
+            else:  # a mean of vectors is a product with the mean of their indicators
+                weights = self.folded_bags.weights(ids, dtype)
+                indicators_BX.scatter_add_(1, self.folded_bags.rows(ids), weights)
         if self.numericals:
             start = sum(self.sizes)
             indicators_BX[:, start : start + numericals_BN.shape[1]] = numericals_BN
@@ -249,11 +271,11 @@ class FoldedBlocks:
     ) -> Tensor | None:
         blocks: list[Tensor] = []
         if self.plain_fields and embedding.table is not None:
-            ids, offsets = ids_BF, embedding.offsets_F
-            if self.fields:
-                ids = ids_BF.index_select(1, self.plain_columns)
-                offsets = offsets.index_select(0, self.plain_columns)
-            blocks.append(embedding.look_up(ids + offsets))
+            ids = ids_BF.index_select(1, self.plain_columns) if self.fields else ids_BF
+            if self.plain_bags is None:
+                blocks.append(embedding.look_up(ids + self.plain_offsets))
+            else:
+                blocks.append(self.plain_bags.pool(embedding.table, ids))
         if not self.numericals and len(embedding.block_widths) > len(embedding.vocabulary_sizes):
             blocks.append(embedding.numerical_vectors(numericals_BN))
         return _flattened(blocks)
@@ -261,7 +283,7 @@ class FoldedBlocks:
     def _plain_of(self, embedding: FeatureEmbedding, vectors_BGE: Tensor) -> Tensor | None:
         """Take the plain blocks out of vectors that are there already."""
         num_tables = len(embedding.vocabulary_sizes)
-        blocks = [vectors_BGE.index_select(1, self.plain_columns)] if self.plain_fields else []
+        blocks = [vectors_BGE.index_select(1, self.plain_places)] if self.plain_fields else []
         if not self.numericals and len(embedding.block_widths) > num_tables:
             blocks.append(vectors_BGE[:, num_tables:])
         return _flattened(blocks)
@@ -279,3 +301,21 @@ def _as_read(x: Tensor) -> Tensor:
     """Convert to autocast's type once, where several first layers would each do it."""
     kind = x.device.type
     return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+
+
+def _columns(fields: Sequence[int], lengths: Sequence[int], device: torch.device) -> Tensor:
+    """Return the columns of these fields' ids among those of all fields."""
+    starts = [0, *accumulate(lengths)]
+    columns = [column for f in fields for column in range(starts[f], starts[f + 1])]
+    return torch.tensor(columns, dtype=torch.int64, device=device)
+
+
+def _bags(
+    fields: Sequence[int],
+    lengths: Sequence[int],
+    offsets: Sequence[int],
+    device: torch.device | None = None,
+) -> Bags | None:
+    """Return the bags among these fields, each with its first row; None if all hold one id."""
+    own = [lengths[field] for field in fields]
+    return Bags(own, offsets).to(device) if any(length > 1 for length in own) else None

@@ -71,6 +71,13 @@ class Country(StrEnum):
     RU = "ru"
 
 
+class NumericalChoice(StrEnum):
+    """The numerical types of ``datasets.schema`` (a test holds the two together)."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+
+
 ValidFraction = Annotated[
     float, typer.Option(help="Share of train's groups (sessions) that become valid.")
 ]
@@ -183,6 +190,10 @@ def prepare_aliexpress(
     ] = None,
     valid_fraction: ValidFraction = 0.1,
     split_seed: SplitSeed = 0,
+    numerical_type: Annotated[
+        NumericalChoice,
+        typer.Option(help="Of the loaded numericals; float16 halves their memory."),
+    ] = NumericalChoice.FLOAT32,
     conversion_without_click: ConversionWithoutClick = OrphanChoice.REFUSE,
 ) -> None:
     """Prepare the AliExpress search logs, processed or raw."""
@@ -201,6 +212,7 @@ def prepare_aliexpress(
                 out=out,
                 valid_fraction=valid_fraction,
                 split_seed=split_seed,
+                numerical_type=numerical_type.value,
                 report=report,
             )
         else:
@@ -209,6 +221,7 @@ def prepare_aliexpress(
                 out=out,
                 valid_fraction=valid_fraction,
                 split_seed=split_seed,
+                numerical_type=numerical_type.value,
                 conversion_without_click=conversion_without_click.policy,
                 report=report,
             )
@@ -232,9 +245,17 @@ def prepare_aliccp(
     valid_fraction: ValidFraction = 0.1,
     split_seed: SplitSeed = 0,
     min_count: Annotated[int, typer.Option(help="Ids rarer than this in train are unknown.")] = 10,
+    bag: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FIELD=LENGTH",
+            help="Keep up to so many values of a field and average their vectors, as in "
+            "--bag 210=5; again for more fields, 'all' for every multi-valued one.",
+        ),
+    ] = None,
     conversion_without_click: ConversionWithoutClick = OrphanChoice.DROP,
 ) -> None:
-    """Prepare the raw Ali-CCP logs; multi-valued fields keep their first value."""
+    """Prepare the raw Ali-CCP logs; multi-valued fields keep their first value, or are bags."""
     import datasets
 
     with shown_progress() as report:
@@ -244,10 +265,28 @@ def prepare_aliccp(
             valid_fraction=valid_fraction,
             split_seed=split_seed,
             min_count=min_count,
+            bags=_read_bags(bag or []),
             conversion_without_click=conversion_without_click.policy,
             report=report,
         )
     _print_summary(out, manifest)
+
+
+def _read_bags(texts: list[str]) -> dict[str, int]:
+    """Read the lengths of bags by field; what is given for a field itself goes before 'all'."""
+    from datasets import TableError
+    from datasets.sources.aliccp_features import MULTI_VALUED
+
+    bags: dict[str, int] = {}
+    for text in texts:
+        field, _, length = text.partition("=")
+        if not length.isdecimal():
+            raise TableError(f"--bag {text}: no FIELD=LENGTH; give a field and a number, as 210=5")
+        if field in bags:
+            raise TableError(f"--bag {text}: {field} is given twice; give it once")
+        bags[field] = int(length)
+    every = bags.pop("all", None)
+    return bags if every is None else dict.fromkeys(MULTI_VALUED, every) | bags
 
 
 @data_app.command("validate", epilog="Example: pwiser data validate data/demo")
