@@ -109,7 +109,10 @@ class Progress:
 
 
 def _num_ended(search: StudySearch) -> int:
-    return sum(trial.state.ended for trial in search.trials)
+    """Count the trials that have ended for good: stopped ones will run again."""
+    return sum(
+        trial.state.ended and trial.state is not TrialState.STOPPED for trial in search.trials
+    )
 
 
 def _best(search: StudySearch) -> str:

@@ -85,18 +85,18 @@ class Submission:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> "Submission | None":
-        """Read a submission back; None for a Ray job that is not one of ours."""
+        """Read a submission back, of another version's client too; None for a job not ours."""
         if "pwiser.job_file" not in metadata:
             return None
         return cls(
             job=metadata["pwiser.job"],
             job_file=metadata["pwiser.job_file"],
-            storage=metadata["pwiser.storage"],
-            tracking=metadata["pwiser.tracking"] or None,
-            purpose="plan" if metadata["pwiser.purpose"] == "plan" else "tune",
-            fresh=bool(json.loads(metadata["pwiser.fresh"])),
-            code="image" if metadata["pwiser.code"] == "image" else "ship",
-            version=metadata["pwiser.version"],
+            storage=metadata.get("pwiser.storage", ""),
+            tracking=metadata.get("pwiser.tracking") or None,
+            purpose="plan" if metadata.get("pwiser.purpose") == "plan" else "tune",
+            fresh=bool(json.loads(metadata.get("pwiser.fresh", "false"))),
+            code="image" if metadata.get("pwiser.code") == "image" else "ship",
+            version=metadata.get("pwiser.version", ""),
         )
 
     @classmethod

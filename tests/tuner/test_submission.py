@@ -115,3 +115,10 @@ def test_no_secret_of_the_environment_goes_along(
         "runtime_env": submission.runtime_env(Path("/home/me/modules")),
     }
     assert "sentinel" not in json.dumps(sent)
+
+
+def test_a_submission_of_another_version_is_still_read() -> None:
+    metadata = {"pwiser.job": "old", "pwiser.job_file": "name: old\n"}
+    found = Submission.from_metadata(metadata)
+    assert found is not None
+    assert (found.job, found.purpose, found.code, found.version) == ("old", "tune", "ship", "")
