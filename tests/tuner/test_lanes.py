@@ -202,8 +202,8 @@ def test_the_trial_of_a_node_that_is_gone_for_good_goes_to_another_lane(
     monkeypatch.setattr(lanes_module, "MAX_RUNS", 1)
     monkeypatch.setattr(lanes_module, "CLOSE_TIMEOUT_S", 5.0)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    lost_node = cluster.add_node(num_cpus=1)
     ray.init(address=cluster.address, log_to_driver=False)
+    lost_node = cluster.add_node(num_cpus=1)  # after this process has joined the head's node
     try:
         lanes = Lanes(num_lanes=2, workers_per_lane=1, cpus_per_worker=1, gpus_per_worker=0)
         queue = queue_actor().remote()
