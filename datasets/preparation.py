@@ -7,7 +7,7 @@ by all cores and joined in their order, so that the result does not depend on th
 
 import contextlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -114,7 +114,7 @@ class _Preparation:
     def __init__(
         self,
         schema: Schema,
-        inputs: Mapping[str, RowSource],
+        inputs: Mapping[str, RowSource | Sequence[RowSource]],
         *,
         policy: ConversionPolicy,
         truth: tuple[str, ...],
@@ -122,7 +122,11 @@ class _Preparation:
     ) -> None:
         self.schema = schema
         self.report = report
-        self.inputs = inputs
+        self.inputs = {
+            name: tuple(given) if isinstance(given, Sequence) else (given,)
+            for name, given in inputs.items()
+        }
+        self.sources = [(name, one) for name, given in self.inputs.items() for one in given]
         self.cleaner = Cleaner(schema, policy=policy, keep=truth)
         shares = {"valid": schema.split.valid, "test": schema.split.test}
         self.carved = tuple(
@@ -131,10 +135,11 @@ class _Preparation:
         self.field_of = id_columns(schema.categorical)
         self.splits = tuple(name for name in SPLITS if name in inputs or name in self.carved)
 
-    def rows_of(self, name: str, raw: RawBatch, findings: Findings) -> dict[str, CleanBatch]:
+    def rows_of(
+        self, name: str, file: str, raw: RawBatch, findings: Findings
+    ) -> dict[str, CleanBatch]:
         """Check a batch of one input; give its rows by the split that they belong to."""
         wanted = self.carved if name == "train" else ()
-        file = self.inputs[name].name
         batch = self.cleaner.clean(raw, file=file, wanted=wanted, findings=findings)
         if not wanted:
             return {name: batch}
@@ -143,11 +148,11 @@ class _Preparation:
 
     def survey(self, *, fill_fix: str) -> _Survey:
         survey = self.empty_survey()
-        for source in self.inputs.values():
+        for _, source in self.sources:
             self.schema.check_columns(source.columns, file=source.name)
-        for name, source in self.inputs.items():
+        for name, source in self.sources:
             findings = Findings()
-            survey_batch = partial(self.survey_batch, name)
+            survey_batch = partial(self.survey_batch, name, source.name)
             for part, found in map_in_order(survey_batch, source.batches()):
                 survey.merge(part)
                 findings.merge(found)
@@ -163,9 +168,9 @@ class _Preparation:
             counts={name: Counter() for name in self.schema.categorical},
         )
 
-    def survey_batch(self, name: str, raw: RawBatch) -> tuple[_Survey, Findings]:
+    def survey_batch(self, name: str, file: str, raw: RawBatch) -> tuple[_Survey, Findings]:
         survey, findings = self.empty_survey(), Findings()
-        for split, batch in self.rows_of(name, raw, findings).items():
+        for split, batch in self.rows_of(name, file, raw, findings).items():
             survey.rows[split] += len(batch.click_N)
             if split == "train":
                 survey.statistics.update(batch.raw_ND)
@@ -181,23 +186,28 @@ class _Preparation:
         return Categories(np.concatenate([place.codes_N for place in places]), places[0].texts)
 
     def check_splits(self, rows: Mapping[str, int]) -> None:
-        train = self.inputs["train"]
+        train = self.shown("train")
         for name in self.splits:
             if rows.get(name, 0):
                 continue
             if name in self.inputs:
                 raise TableError(
-                    f"{self.inputs[name].name}: no row, so the {name} split would be empty; "
+                    f"{self.shown(name)}: no row, so the {name} split would be empty; "
                     "give a file with rows"
                 )
             share = self.schema.split.valid if name == "valid" else self.schema.split.test
             raise TableError(
-                f"{train.name}: no row falls into the {name} split (split.{name}: {share:g} of "
+                f"{train}: no row falls into the {name} split (split.{name}: {share:g} of "
                 f"{sum(rows.values())} rows, seed {self.schema.split.seed}); give --{name} FILE, a "
                 f"larger split.{name} or another split.seed"
             )
         if not rows.get("train", 0):
-            raise TableError(f"{train.name}: no row stays in the train split; give more rows")
+            raise TableError(f"{train}: no row stays in the train split; give more rows")
+
+    def shown(self, name: str) -> str:
+        """What messages call the input of a split as a whole."""
+        first, *more = self.inputs[name]
+        return f"{first.name} and {len(more)} more" if more else first.name
 
     def encoder(self, survey: _Survey) -> Encoder:
         vocabularies = {
@@ -219,7 +229,7 @@ class _Preparation:
             reached = largest_magnitude(field_, statistics[name])
             if reached > limit:
                 raise TableError(
-                    f"{self.inputs['train'].name}: column {name!r} reaches {reached:.6g} with "
+                    f"{self.shown('train')}: column {name!r} reaches {reached:.6g} with "
                     f"normalize: {field_.normalize}, {self.schema.numerical_type} ends at "
                     f"{limit:g}; choose another normalize, or numerical_type: float32"
                 )
@@ -240,8 +250,8 @@ class _Preparation:
             for output in outputs.values():
                 stack.enter_context(output.parts)
                 stack.enter_context(output.truth)
-            for name, source in self.inputs.items():
-                encode = partial(self.encode_batch, name, encoder)
+            for name, source in self.sources:
+                encode = partial(self.encode_batch, name, source.name, encoder)
                 for encoded in map_in_order(encode, source.batches()):
                     for split, part in encoded.items():
                         outputs[split].add(part)
@@ -249,8 +259,10 @@ class _Preparation:
                     self.report(ProgressReport("writing rows", done, num_rows))
         return outputs
 
-    def encode_batch(self, name: str, encoder: Encoder, raw: RawBatch) -> dict[str, _EncodedBatch]:
-        rows = self.rows_of(name, raw, Findings())
+    def encode_batch(
+        self, name: str, file: str, encoder: Encoder, raw: RawBatch
+    ) -> dict[str, _EncodedBatch]:
+        rows = self.rows_of(name, file, raw, Findings())
         known: dict[str, npt.NDArray[np.int32]] = {}
         for batch in rows.values():  # the parts of a batch share its texts, as the places of a bag
             for column, field_name in encoder.id_columns.items():
@@ -294,7 +306,7 @@ def _encode_batch(
 
 def prepare(
     schema: Schema,
-    inputs: Mapping[str, RowSource],
+    inputs: Mapping[str, RowSource | Sequence[RowSource]],
     *,
     out: str | Path,
     source: str,
@@ -308,7 +320,8 @@ def prepare(
 
     Args:
         schema: The roles of the columns; splits that are not given are carved as it says.
-        inputs: The rows per split; ``train`` is needed.
+        inputs: The rows per split, from one source or from several that are read one after
+            another; ``train`` is needed.
         out: The directory or URI to make; it must not exist.
         source: What the manifest says the rows were made from.
         conversion_without_click: Refuse such rows, drop them, or take them as clicked.

@@ -4,17 +4,19 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.csv as pacsv
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from datasets.errors import TableError
 from datasets.filesystem import Location, locate
 
-__all__ = ["RawBatch", "RowSource", "open_table"]
+__all__ = ["RawBatch", "RowSource", "open_table", "open_tables"]
 
 _BLOCK_BYTES = 8 << 20
 _BATCH_ROWS = 65_536
@@ -61,6 +63,44 @@ def open_table(path: str | Path) -> RowSource:
     return (
         _ParquetTable(str(path), location) if magic == b"PAR1" else _CsvTable(str(path), location)
     )
+
+
+def open_tables(given: str | Path) -> tuple[RowSource, ...]:
+    """Open one file, all files of a directory, or those that a pattern names.
+
+    Args:
+        given: A path or URI; its last part may be a pattern (``*``, ``?``, ``[...]``). Hidden
+            files, those that begin with ``_`` and directories inside are left out.
+
+    Returns:
+        The tables in the order of their paths, at least one.
+
+    Raises:
+        TableError: There is no such file, or one of them cannot be opened.
+    """
+    location = locate(given)
+    if location.is_file():
+        return (open_table(given),)
+    folder, pattern = str(given).rstrip("/"), "*"
+    if not location.exists():
+        folder, _, pattern = str(given).rpartition("/")
+        if not any(letter in pattern for letter in "*?["):
+            return (open_table(given),)  # which refuses it
+    where = locate(folder or ("/" if str(given).startswith("/") else "."))
+    infos = where.filesystem.get_file_info(pafs.FileSelector(where.path, allow_not_found=True))
+    names = sorted(
+        info.base_name
+        for info in infos
+        if info.type == pafs.FileType.File
+        and fnmatchcase(info.base_name, pattern)
+        and not info.base_name.startswith((".", "_"))
+    )
+    if not names:
+        raise TableError(
+            f"{given}: no file in it; give a CSV or Parquet file, or a directory of them"
+        )
+    prefix = f"{folder}/" if "/" in str(given) or location.exists() else ""
+    return tuple(open_table(f"{prefix}{name}") for name in names)
 
 
 def _one_line(error: Exception) -> str:

@@ -9,7 +9,7 @@ from datasets.preparation import prepare
 from datasets.progress import ReportProgress, report_nothing
 from datasets.schema import Schema
 from datasets.schema_file import read_schema
-from datasets.table_reader import open_table
+from datasets.table_reader import open_tables
 
 __all__ = ["prepare_table"]
 
@@ -24,7 +24,10 @@ def prepare_table(
     conversion_without_click: ConversionPolicy = "refuse",
     report: ReportProgress = report_nothing,
 ) -> Manifest:
-    """Prepare a dataset from one table, or from one per split.
+    """Prepare a dataset from the rows of train, or of each split.
+
+    What a split is made from may be one file, a directory of files, or a path whose last part is a
+    pattern; which files the rows lie in changes nothing.
 
     Args:
         input: The rows of train, from which missing splits are carved.
@@ -47,7 +50,7 @@ def prepare_table(
     given = {name: path for name, path in files.items() if path is not None}
     return prepare(
         roles,
-        {name: open_table(path) for name, path in given.items()},
+        {name: open_tables(path) for name, path in given.items()},
         out=out,
         source="table " + ", ".join(Path(path).name for path in given.values()),
         conversion_without_click=conversion_without_click,

@@ -350,3 +350,35 @@ def test_paddlerec_file_with_orphan_conversions_is_refused(
     )
     with pytest.raises(TableError, match=r"\d+ conversions? ha(s|ve) no click \((first )?rows? \d"):
         prepare_table(input=source, schema=schema, out=tmp_path / "out")
+
+
+def test_many_files_give_the_dataset_of_one(
+    prepared: Callable[..., Manifest], tmp_path: Path, frame: pd.DataFrame, write_csv: WriteCsv
+) -> None:
+    whole = prepared(write_csv(frame))
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    for index in range(8):
+        rows = frame.iloc[index * 300 // 8 : (index + 1) * 300 // 8]
+        if index % 2:
+            rows.to_parquet(parts / f"{index}.parquet")
+        else:
+            rows.to_csv(parts / f"{index}.csv", index=False)
+    split_up = prepared(parts, "parts-out")
+    assert split_up.digest == whole.digest
+    assert split_up.files == whole.files
+
+
+def test_a_fault_in_one_of_many_files_is_named_by_its_file_and_row(
+    prepared: Callable[..., Manifest], tmp_path: Path, frame: pd.DataFrame
+) -> None:
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    frame.to_csv(parts / "a.csv", index=False)
+    frame.assign(price=["oops", *frame["price"][1:]]).to_csv(parts / "b.csv", index=False)
+    with pytest.raises(TableError, match=r"parts/b\.csv: row 1: column 'price' is 'oops'"):
+        prepared(parts)
+    frame.drop(columns="price").to_csv(parts / "b.csv", index=False)
+    with pytest.raises((SchemaError, TableError), match=r"parts/b\.csv"):
+        prepared(parts)
+    assert names_in(tmp_path) == ["parts", "schema.yaml"]

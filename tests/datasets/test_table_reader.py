@@ -6,7 +6,7 @@ import pytest
 
 from datasets import table_reader
 from datasets.errors import TableError
-from datasets.table_reader import open_table
+from datasets.table_reader import open_table, open_tables
 
 
 def csv_file(tmp_path: Path, content: bytes) -> Path:
@@ -84,3 +84,35 @@ def test_missing_file_and_directory_are_refused(tmp_path: Path) -> None:
         open_table(tmp_path / "nowhere.csv")
     with pytest.raises(TableError, match="is no file; give a CSV or Parquet file"):
         open_table(tmp_path)
+
+
+def test_a_directory_and_a_pattern_name_their_files_in_order(tmp_path: Path) -> None:
+    for name in ("b.csv", "a.csv", "c.tsv", ".hidden.csv", "_SUCCESS"):
+        (tmp_path / name).write_text("n\n1\n")
+    (tmp_path / "inside").mkdir()
+
+    def opened(given: str | Path) -> list[str]:
+        return [table.name.removeprefix(f"{tmp_path}/") for table in open_tables(given)]
+
+    assert opened(tmp_path) == ["a.csv", "b.csv", "c.tsv"]
+    assert opened(f"{tmp_path}/*.csv") == ["a.csv", "b.csv"]
+    assert opened(tmp_path / "b.csv") == ["b.csv"]
+    (tmp_path / "[a].csv").write_text("n\n1\n")  # a file's own name is no pattern
+    assert opened(tmp_path / "[a].csv") == ["[a].csv"]
+
+
+def test_a_pattern_in_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.csv").write_text("n\n1\n")
+    monkeypatch.chdir(tmp_path)
+    assert [table.name for table in open_tables("*.csv")] == ["a.csv"]
+
+
+def test_no_file_for_a_directory_or_pattern_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TableError, match="no file in it; give a CSV or Parquet file"):
+        open_tables(tmp_path)
+    with pytest.raises(TableError, match=r"\*\.csv: no file in it"):
+        open_tables(f"{tmp_path}/*.csv")
+    with pytest.raises(TableError, match=r"nowhere\.csv: no such file"):
+        open_tables(tmp_path / "nowhere.csv")

@@ -134,7 +134,12 @@ def synth(
 def prepare_table(
     *,
     input: Annotated[  # noqa: A002  (the option's name)
-        str, typer.Option("--input", metavar="FILE", help="CSV or Parquet rows of train.")
+        str,
+        typer.Option(
+            "--input",
+            metavar="PATH",
+            help="CSV or Parquet rows of train: a file, a directory of files, 'dir/*.csv'.",
+        ),
     ],
     schema: Annotated[
         str, typer.Option("--schema", metavar="SCHEMA.yaml", help="The roles of the columns.")
