@@ -9,10 +9,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.constants import get_env_vars_to_propagate
+from ray.train.v2._internal.execution.controller import TrainController
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tuner.cluster import Lanes
@@ -31,6 +34,8 @@ MAX_RESTARTS = 8
 
 CLOSE_TIMEOUT_S = 20.0
 """Seconds that the runs have to end; one whose workers were never placed would not end at all."""
+
+KILL_TIMEOUT_S = 10.0
 
 QUEUE_CALLS = 10_000
 """Calls that the queue lets wait at once; a lane and its trial have three."""
@@ -72,7 +77,8 @@ def open_lanes(
 ) -> Iterator[None]:
     """Start the lanes, and end them when the context ends.
 
-    Runs that have not ended `CLOSE_TIMEOUT_S` later end with this process or its connection to Ray.
+    Runs that have not ended `CLOSE_TIMEOUT_S` later are killed: a thread that still waited for one
+    when Ray shuts down would take this process with it.
 
     Args:
         lanes: how many, and of what size.
@@ -86,9 +92,9 @@ def open_lanes(
     lost: list[tuple[str, ...]] = []
     closing = threading.Event()
 
-    def run(shared: tuple[str, ...]) -> None:
+    def run(trainer: _LaneTrainer, shared: tuple[str, ...]) -> None:
         try:
-            _trainer(shared, lanes, queue, storage_path).fit()
+            trainer.fit()
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever ends it, its tasks go on
             if closing.is_set():  # Ray, too, may have ended: it raises SystemExit in threads
                 return
@@ -97,8 +103,10 @@ def open_lanes(
             if len(lost) == len(runs):
                 on_all_lost(" ".join(str(error).split()))
 
+    trainers = [_trainer(shared, lanes, queue, storage_path) for shared in runs]
     threads = [
-        threading.Thread(target=run, args=(shared,), name=shared[0], daemon=True) for shared in runs
+        threading.Thread(target=run, args=(trainer, shared), name=shared[0], daemon=True)
+        for trainer, shared in zip(trainers, runs, strict=True)
     ]
     for thread in threads:
         thread.start()
@@ -111,18 +119,43 @@ def open_lanes(
         deadline = time.monotonic() + CLOSE_TIMEOUT_S
         for thread in threads:
             thread.join(max(deadline - time.monotonic(), 0.0))
+        for trainer, thread in zip(trainers, threads, strict=True):
+            if thread.is_alive() and trainer.controller is not None:
+                ray.kill(trainer.controller)
+                thread.join(KILL_TIMEOUT_S)
         ray.kill(queue)
+
+
+class _LaneTrainer(TorchTrainer):  # type: ignore[misc]
+    """A trainer whose run can be killed from outside; Ray's own keeps the controller to itself.
+
+    Attributes:
+        controller: the run's; None before it has been started.
+    """
+
+    controller: ray.actor.ActorHandle | None = None
+
+    def _initialize_and_run_controller(self, **settings: Any) -> Any:  # noqa: ANN401 - Ray's
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        options = {
+            "num_cpus": 0,
+            "scheduling_strategy": here,
+            "runtime_env": {"env_vars": get_env_vars_to_propagate()},
+        }
+        self.controller = ray.remote(**options)(TrainController).remote(**settings)
+        ray.get(self.controller.run.remote())
+        return ray.get(self.controller.get_result.remote())
 
 
 def _trainer(
     names: tuple[str, ...], lanes: Lanes, queue: ray.actor.ActorHandle, storage_path: str
-) -> TorchTrainer:
+) -> _LaneTrainer:
     resources = {"CPU": float(lanes.cpus_per_worker)}
     if lanes.gpus_per_worker:
         resources["GPU"] = lanes.gpus_per_worker
     settings: LaneSettings = {"lanes": names, "queue": queue, "threads": lanes.cpus_per_worker}
     config = SeparateWorkersConfig if lanes.workers_per_lane == 1 else NodeTorchConfig
-    return TorchTrainer(
+    return _LaneTrainer(
         run_lane,
         train_loop_config=settings,
         torch_config=config(lanes=names, queue=queue),
