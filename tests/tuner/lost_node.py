@@ -78,7 +78,8 @@ def main(directory: Path, dataset: str) -> None:
         (directory / "gone").write_text("yes\n")
         reports = [isinstance(last_message(queue, name), Report) for name in NAMES]
     begun = sorted(len(lines(directory, name)) for name in NAMES)
-    print(f"reports {sum(reports)}, begun {begun}", flush=True)
+    sys.stdout.write(f"reports {sum(reports)}, begun {begun}\n")
+    sys.stdout.flush()
     ray.shutdown()
     cluster.shutdown()
 
