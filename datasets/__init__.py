@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from datasets.progress import ProgressReport, ReportProgress
     from datasets.schema import Schema
     from datasets.schema_file import read_schema
+    from datasets.source_map import MapSources, SplitSource, map_sources_here
     from datasets.sources import (
         COUNTRIES,
         PRESETS,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         prepare_table,
         synthesize,
     )
+    from datasets.table_reader import RawBatch, RowSource
     from datasets.validation import validate
     from datasets.vocabulary import Vocabulary
 
@@ -47,17 +49,22 @@ __all__ = [
     "Encoder",
     "Impressions",
     "Manifest",
+    "MapSources",
     "NumericalStatistics",
     "OutputExistsError",
     "ProgressReport",
     "PwiserError",
+    "RawBatch",
     "ReportProgress",
+    "RowSource",
     "Schema",
     "SchemaError",
+    "SplitSource",
     "SplitStatistics",
     "SplitSummary",
     "TableError",
     "Vocabulary",
+    "map_sources_here",
     "open_dataset",
     "prepare_aliccp",
     "prepare_aliexpress",
@@ -79,13 +86,18 @@ _MODULE_OF = {
     "Encoder": "encoder",
     "Impressions": "dataset",
     "Manifest": "manifest",
+    "MapSources": "source_map",
     "NumericalStatistics": "numerical",
     "ProgressReport": "progress",
+    "RawBatch": "table_reader",
     "ReportProgress": "progress",
+    "RowSource": "table_reader",
     "Schema": "schema",
+    "SplitSource": "source_map",
     "SplitStatistics": "dataset",
     "SplitSummary": "manifest",
     "Vocabulary": "vocabulary",
+    "map_sources_here": "source_map",
     "open_dataset": "dataset",
     "prepare_aliccp": "sources",
     "prepare_aliexpress": "sources",

@@ -9,6 +9,7 @@ from datasets.preparation import prepare
 from datasets.progress import ReportProgress, report_nothing
 from datasets.schema import Schema
 from datasets.schema_file import read_schema
+from datasets.source_map import MapSources, map_sources_here
 from datasets.table_reader import open_tables
 
 __all__ = ["prepare_table"]
@@ -22,6 +23,7 @@ def prepare_table(
     valid: str | Path | None = None,
     test: str | Path | None = None,
     conversion_without_click: ConversionPolicy = "refuse",
+    map_sources: MapSources = map_sources_here,
     report: ReportProgress = report_nothing,
 ) -> Manifest:
     """Prepare a dataset from the rows of train, or of each split.
@@ -36,6 +38,8 @@ def prepare_table(
         valid: The rows of valid, if they lie in a file of their own.
         test: The rows of test, likewise.
         conversion_without_click: Refuse such rows, drop them, or take them as clicked.
+        map_sources: Does the work on the batches of the files: on this machine's cores, or
+            elsewhere (``tuner.preparation_tasks``); the dataset is the same.
         report: Told how far the preparation is.
 
     Raises:
@@ -55,5 +59,6 @@ def prepare_table(
         source="table " + ", ".join(Path(path).name for path in given.values()),
         conversion_without_click=conversion_without_click,
         fill_fix="add fill: 0 (a number) to {name!r} under numerical in " + where,
+        map_sources=map_sources,
         report=report,
     )

@@ -4,6 +4,7 @@ A process of its own, started by the fixture run_ranks of conftest.py. Rank 0 sa
 agree on. A world of 1 runs without process group, as a single worker does.
 """
 
+import gc
 import sys
 
 import torch
@@ -165,12 +166,10 @@ def gather_shares(rank: int, world_size: int, group: ProcessGroup | None) -> dic
 
 def main(scenario: str, rank: int, world_size: int, init_file: str, out_file: str) -> None:
     torch.set_num_threads(1)
-    group = None
     if world_size > 1:
         distributed.init_process_group(
             "gloo", init_method=f"file://{init_file}", rank=rank, world_size=world_size
         )
-        group = distributed.group.WORLD
     scenarios = {
         "models": train_models,
         "loss": take_gradients,
@@ -178,11 +177,14 @@ def main(scenario: str, rank: int, world_size: int, init_file: str, out_file: st
         "workers": gather_shares,
     }
     run = scenarios[scenario]
-    results = run(rank, world_size, group)
+    results = run(rank, world_size, distributed.group.WORLD if world_size > 1 else None)
     if rank == 0:
         torch.save(results, out_file)
     if world_size > 1:
         distributed.destroy_process_group()
+    # a thread of Gloo's that holds a tensor while the interpreter ends aborts the process: nothing
+    # may keep the group, and so its threads, beyond this line
+    gc.collect()
 
 
 if __name__ == "__main__":

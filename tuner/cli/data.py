@@ -1,6 +1,7 @@
 """``pwiser data``: make prepared datasets and look at them."""
 
 import json
+from contextlib import ExitStack
 from dataclasses import asdict
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
@@ -154,11 +155,27 @@ def prepare_table(
         typer.Option(metavar="FILE", help="Rows of test; carved from train if not given."),
     ] = None,
     conversion_without_click: ConversionWithoutClick = OrphanChoice.REFUSE,
+    on_ray: Annotated[
+        bool,
+        typer.Option(
+            "--ray",
+            help="Read the files by Ray tasks, over the cluster in RAY_ADDRESS; its nodes need "
+            "the files and this package.",
+        ),
+    ] = False,
 ) -> None:
     """Prepare any CSV or Parquet table with a schema file of your own."""
     import datasets
 
-    with shown_progress() as report:
+    with ExitStack() as stack:
+        map_sources = datasets.map_sources_here
+        if on_ray:
+            from tuner.cluster import connected
+            from tuner.preparation_tasks import map_sources_on_cluster
+
+            stack.enter_context(connected())
+            map_sources = map_sources_on_cluster
+        report = stack.enter_context(shown_progress())
         manifest = datasets.prepare_table(
             input=input,
             schema=schema,
@@ -166,6 +183,7 @@ def prepare_table(
             valid=valid,
             test=test,
             conversion_without_click=conversion_without_click.policy,
+            map_sources=map_sources,
             report=report,
         )
     _print_summary(out, manifest)
