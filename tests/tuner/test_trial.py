@@ -1,8 +1,10 @@
 """Ray Tune's side of a trial on a real Ray; the test itself is the lane."""
 
+import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,10 +48,15 @@ def evaluation(index: int, *, last: bool) -> Report:
     return Report(index=index, last=last, step=index, epoch=index, metrics=metrics)
 
 
-def kill_tune_actors() -> None:
-    for process in psutil.Process().children(recursive=True):
-        if process.cmdline()[:1] and process.cmdline()[0].startswith("ray::ResourceTrainable"):
-            os.kill(process.pid, signal.SIGKILL)
+def kill_tune_actor() -> None:
+    """Kill it once it waits in `train`: Ray names the process only then."""
+    while True:
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if process.cmdline()[:1] == ["ray::ResourceTrainable.train"]:
+                    os.kill(process.pid, signal.SIGKILL)
+                    return
+        time.sleep(0.05)
 
 
 def serve(queue: ray.actor.ActorHandle, verdicts: list[bool]) -> None:
@@ -59,7 +66,7 @@ def serve(queue: ray.actor.ActorHandle, verdicts: list[bool]) -> None:
             continue
         first = not verdicts
         if first:
-            kill_tune_actors()
+            kill_tune_actor()
         verdicts.append(ray.get(queue.report.remote(task.id, evaluation(1, last=not first))))
         ray.get(queue.finish.remote("lane"))
 
