@@ -50,6 +50,7 @@ from tuner.job import Job
 from tuner.tuning import run_job
 
 SEED = 0
+SEARCH = {"replicates": 0, "sampler": "random", "pruner": "none", "seed": SEED}
 IMPRESSIONS = 2_000
 EVALUATIONS = 4
 LANES = (1, 2, 4, 8)
@@ -179,7 +180,7 @@ def make_job(directory: Path, lanes: int, trials: int, trial_s: float) -> Job:
             "name": "scaling",
             "datasets": [str(directory / "data")],
             "models": ["scaling:Waiting"],
-            "search": {"trials": trials, "sampler": "random", "pruner": "none", "seed": SEED},
+            "search": SEARCH | {"trials": trials},
             "training": {"epochs": EVALUATIONS, "batch_size": IMPRESSIONS, "evaluate_every": 1},
             "model": {"step_s": trial_s / EVALUATIONS},
             "resources": {"lanes": lanes, "workers_per_lane": 1, "cpus_per_worker": 1},

@@ -49,6 +49,7 @@ from tuner.job import Job
 from tuner.tuning import run_job
 
 SEED = 0
+SEARCH = {"replicates": 0, "sampler": "random", "pruner": "none", "seed": SEED}
 IMPRESSIONS = 20_000
 ROUNDS = 3
 LANE_TRIALS = 40
@@ -68,7 +69,7 @@ def make_job(directory: Path, trials: int) -> Job:
             "name": JOB_NAME,
             "datasets": [str(directory / "data")],
             "models": [MODEL],
-            "search": {"trials": trials, "sampler": "random", "pruner": "none", "seed": SEED},
+            "search": SEARCH | {"trials": trials},
             "training": {"epochs": 1},
             "model": {
                 "embedding_dim": 8,

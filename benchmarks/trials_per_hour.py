@@ -79,7 +79,8 @@ def make_job(
     space: dict[str, Any] | None = None,
 ) -> Job:
     """A job over the dataset of that size; nothing is pruned."""
-    search = {"trials": trials, "sampler": "random", "pruner": "none", "seed": SEED}
+    search = {"trials": trials, "replicates": 0, "sampler": "random"}
+    search |= {"pruner": "none", "seed": SEED}
     return Job.model_validate(
         {
             "name": "trials-per-hour",

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from tuner.messages import Report
+from tuner.replicates import Replicate
 from tuner.search import StudySearch
 from tuner.storage import delete, join
 from tuner.study import Trial, choose_winner
@@ -62,6 +63,16 @@ class CheckpointKeeper:
             if other not in kept:
                 delete(join(self._storage, other.directory))
                 stored.remove(other)
+
+    def replicate_started(self, replicate: Replicate) -> None:
+        """Nothing is stored yet."""
+
+    def replicate_evaluated(self, replicate: Replicate, report: Report) -> None:
+        """Its checkpoint is wanted for its test alone."""
+
+    def replicate_ended(self, replicate: Replicate) -> None:
+        """Remove what the test needed."""
+        delete(join(self._storage, replicate.directory))
 
     def study_ended(self, search: StudySearch) -> None:
         """Every loser is gone by now."""

@@ -67,6 +67,12 @@ class SearchSettings(Settings):
         description="of each study, its baseline and the paper's point among them; "
         "a grid has all of its points where left out",
     )
+    replicates: int = Field(
+        5,
+        ge=0,
+        description="fresh seeds that each study's winner and baseline are trained again with, "
+        "for the evidence; 0 for none",
+    )
     objective: Objective | tuple[Objective, ...] = Field(
         "mean_auc", description="validation metric to maximise; a list makes a Pareto study"
     )
@@ -80,6 +86,13 @@ class SearchSettings(Settings):
             if not isinstance(name, str) or name not in OBJECTIVES:
                 raise ValueError(f"must be one of {', '.join(OBJECTIVES)}, or a list, got {name!r}")
         return objective
+
+    @field_validator("replicates")
+    @classmethod
+    def _check_replicates(cls, replicates: int) -> int:
+        if replicates == 1:
+            raise ValueError("must be 0 or at least 2, since one seed shows no spread, got 1")
+        return replicates
 
     @property
     def objectives(self) -> tuple[Objective, ...]:

@@ -1,4 +1,7 @@
-"""One process's run of a job on Ray: lanes, Tune's search over them, the winners' test."""
+"""One process's run of a job on Ray: lanes, Tune's search over them, winners' test, replicates."""
+
+import time
+from dataclasses import dataclass
 
 import ray
 from mlflow.tracking import MlflowClient
@@ -15,16 +18,17 @@ from tuner.job_search import JobSearch
 from tuner.lane_watch import watched_lanes
 from tuner.lanes import open_lanes
 from tuner.messages import Ended, Reading, TestTask, TrialTask
-from tuner.progress import Progress
+from tuner.progress import Progress, ReplicateProgress
+from tuner.replicates import ReplicateRun, plan_replicates
 from tuner.results import find_winners, read_results
-from tuner.resume import read_study_runs
+from tuner.resume import read_replicate_runs, read_study_runs
 from tuner.search import StudySearch
-from tuner.stopping import StopRequests
+from tuner.stopping import SECONDS_PER_HOUR, StopRequests
 from tuner.stopwatch import Stopwatch
 from tuner.storage import delete, join
 from tuner.study import Trial, TrialState, choose_winner
 from tuner.tables import results_markdown
-from tuner.tracking import Tracker
+from tuner.tracking import Tracker, log_evidence
 from tuner.trial import LaneTrial
 from tuner.tune_adapters import JobScheduler, JobSearcher
 
@@ -33,6 +37,15 @@ __all__ = ["JobRun"]
 RAY_DIRECTORY = ".ray"
 MIB = 1024**2
 TRIAL_RESOURCES = {"memory": 1}  # a byte: Tune refuses none, and a share of a CPU can starve lanes
+
+
+@dataclass(frozen=True)
+class _Told:
+    """Who hears of trials and of replicates alike."""
+
+    tracker: Tracker
+    keeper: CheckpointKeeper
+    progress: Progress
 
 
 class JobRun:
@@ -73,7 +86,7 @@ class JobRun:
         console: Console,
         stopwatch: Stopwatch,
     ) -> None:
-        """Run every trial that has no end, choose the winners and evaluate them on test.
+        """Run every trial that has no end, choose and test the winners, weigh them by replicates.
 
         Raises:
             JobInterruptedError: if a signal came; every run is closed, and the job can be resumed.
@@ -82,15 +95,20 @@ class JobRun:
         tracker = self._open_tracker(searches, lanes.num_lanes)
         keeper = CheckpointKeeper(self._root, self._job.keep_checkpoints)
         keeper.restore(trial for search in searches for trial in search.trials)
-        progress = Progress(console, searches, lanes.num_lanes)
-        search = JobSearch(searches, [tracker, keeper, progress, stopwatch])
+        told = _Told(tracker, keeper, Progress(console, searches, lanes.num_lanes))
+        search = JobSearch(searches, [tracker, keeper, told.progress, stopwatch])
         try:
-            self._search_on_lanes(lanes, queue, search, requests, tracker, progress, console)
+            self._search_on_lanes(lanes, queue, search, requests, told, console)
         finally:
             search.close()
             tracker.close()
             delete(join(self._root, RAY_DIRECTORY))
-        note = results_markdown(read_results(self._client, self._job.name))
+        results = read_results(self._client, self._job.name)
+        studies = read_study_runs(self._client, self._experiment_id)
+        for name, result in results.datasets.items():
+            for model, evidence in result.evidence.items():
+                log_evidence(self._client, studies[f"{name}/{model}"], evidence)
+        note = results_markdown(results)
         self._client.set_experiment_tag(self._experiment_id, "mlflow.note.content", note)
 
     def _open_tracker(self, searches: list[StudySearch], num_lanes: int) -> Tracker:
@@ -101,6 +119,8 @@ class JobRun:
             tracker.restore_winner(name, run.info.run_id)
         for name, dataset in self._datasets.items():
             dataset.encoder().save(join(self._root, name, ENCODER_DIRECTORY))
+        replicate_runs, _ = read_replicate_runs(self._client, self._experiment_id)
+        tracker.restore(replicate_runs)
         for search in searches:
             tracker.restore(search.past_runs)
             dataset = self._datasets[search.study.dataset]
@@ -113,8 +133,7 @@ class JobRun:
         queue: ray.actor.ActorHandle,
         search: JobSearch,
         requests: StopRequests,
-        tracker: Tracker,
-        progress: Progress,
+        told: "_Told",
         console: Console,
     ) -> None:
         if requests.interrupted:
@@ -131,20 +150,58 @@ class JobRun:
             storage_path=join(self._root, RAY_DIRECTORY),
             on_all_lost=requests.fail,
         ):
+            begun = time.monotonic()
             with (
                 requests.passed_to(stop, self._job.budget.hours),
                 watched_lanes(lanes, queue, console),
-                progress,
+                told.progress,
             ):
                 self._run_tune(search, queue, lanes.num_lanes)
             search.close()
             self._check_requests(search, requests)
             with requests.passed_to(stop):
                 try:
-                    self._test_winners(search, queue, tracker)
+                    self._test_winners(search, queue, told.tracker)
                 except JobFailedError:
                     self._check_requests(search, requests)
                     raise
+            hours_left = self._hours_left(begun)
+            with requests.passed_to(stop, hours_left):
+                self._replicate(search, queue, lanes.num_lanes, told, console)
+            self._check_requests(search, requests)
+
+    def _hours_left(self, begun: float) -> float | None:
+        hours = self._job.budget.hours
+        return None if hours is None else hours - (time.monotonic() - begun) / SECONDS_PER_HOUR
+
+    def _replicate(
+        self,
+        search: JobSearch,
+        queue: ray.actor.ActorHandle,
+        num_lanes: int,
+        told: "_Told",
+        console: Console,
+    ) -> None:
+        """Repeat winners and baselines for the evidence, as far as the budget allows."""
+        _, ended = read_replicate_runs(self._client, self._experiment_id)
+        planned = plan_replicates(search.searches, self._job.search.replicates)
+        missing = [replicate for replicate in planned if replicate.id not in ended]
+        if missing and search.stop_reason is None:
+            with ReplicateProgress(console, len(missing)) as progress:
+                run = ReplicateRun(
+                    queue,
+                    trial_task=self._make_task,
+                    test_task=self._make_test,
+                    observers=[told.tracker, told.keeper, progress],
+                )
+                run.run(missing, num_lanes)
+        if any(not replicate.state.ended for replicate in missing) or search.stop_reason:
+            console.print(
+                f"{search.stop_reason}: winners and baselines were not repeated with all seeds; "
+                "the same command with a longer budget.hours goes on",
+                soft_wrap=True,
+                highlight=False,
+            )
 
     def _check_requests(self, search: JobSearch, requests: StopRequests) -> None:
         if requests.interrupted:
@@ -210,13 +267,16 @@ class JobRun:
         if missing:
             raise JobFailedError("; ".join(missing))
 
-    def _test(self, trial: Trial, queue: ray.actor.ActorHandle) -> dict[str, float | None]:
-        task = TestTask(
+    def _make_test(self, trial: Trial) -> TestTask:
+        return TestTask(
             id=f"test/{trial.id}",
             dataset=trial.study.dataset_uri,
             reading=self._reading,
             checkpoint=join(self._root, trial.directory),
         )
+
+    def _test(self, trial: Trial, queue: ray.actor.ActorHandle) -> dict[str, float | None]:
+        task = self._make_test(trial)
         ray.get(queue.submit.remote(task))
         message = ray.get(queue.next_message.remote(task.id))
         if isinstance(message, Ended):

@@ -49,6 +49,7 @@ class StudyPlan(BaseModel):
     """One study.
 
     Attributes:
+        replicates: trainings of its winner and its baseline with fresh seeds, after the search.
         parameters: weights of its model.
         steps: of one trial that is not pruned.
         trial_s: seconds of one trial that is not pruned, on one lane.
@@ -60,6 +61,7 @@ class StudyPlan(BaseModel):
     dataset: str
     model: str
     trials: int
+    replicates: int
     parameters: int
     steps: int
     trial_s: float
@@ -146,7 +148,10 @@ def make_plan(
     if lane_plan is not None:
         obstacles += _memory_obstacles(lane_plan, nodes)
     num_lanes = 1 if fitted is None else fitted.num_lanes
-    work_s = sum(math.ceil(study.trials / num_lanes) * study.trial_s for study in studies)
+    work_s = sum(
+        math.ceil((study.trials + study.replicates) / num_lanes) * study.trial_s
+        for study in studies
+    )
     hours = (START_UP_S + work_s) / SECONDS_PER_HOUR
     notes = ["the time is an upper bound: pruned trials end sooner"] if _prunes(job) else []
     if job.budget.hours is not None and hours > job.budget.hours:
@@ -181,6 +186,7 @@ def _study_plan(
         dataset=dataset.name,
         model=model,
         trials=search.num_trials,
+        replicates=2 * job.search.replicates,
         parameters=probe.parameters,
         steps=training.epochs * steps,
         trial_s=work_s / num_workers + TRIAL_OVERHEAD_S,

@@ -6,14 +6,17 @@ from typing import Self
 
 from rich.console import Console
 from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as BarProgress
 from rich.table import Table
 
 from tuner.clock import clock
 from tuner.messages import Report
+from tuner.replicates import Replicate
 from tuner.search import StudySearch
 from tuner.study import Trial, TrialState, choose_winner
 
-__all__ = ["Progress"]
+__all__ = ["Progress", "ReplicateProgress"]
 
 
 class Progress:
@@ -106,6 +109,66 @@ class Progress:
             return None
         lane_s = sum(search.seconds.lane for search in self._searches)
         return num_left * lane_s / num_ended / min(self._num_lanes, max(num_left, 1))
+
+
+class ReplicateProgress:
+    """Shows how many replicates have ended: a bar on a terminal, a line each elsewhere.
+
+    Args:
+        console: where to show it.
+        num_replicates: that there will be.
+    """
+
+    def __init__(self, console: Console, num_replicates: int) -> None:
+        self._console = console
+        self._num_replicates = num_replicates
+        self._num_ended = 0
+        self._bar = BarProgress(
+            TextColumn("winners and baselines again, with fresh seeds"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("replicates", total=num_replicates)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def replicate_started(self, replicate: Replicate) -> None:
+        """The bar counts the ended ones."""
+
+    def replicate_evaluated(self, replicate: Replicate, report: Report) -> None:
+        """The bar counts the ended ones."""
+
+    def replicate_ended(self, replicate: Replicate) -> None:
+        """Move the bar, or print a line where there is no terminal."""
+        self._num_ended += 1
+        self._bar.advance(self._task)
+        if self._console.is_terminal:
+            return
+        name = "baseline" if replicate.baseline else f"trial {replicate.number}"
+        shown = " ".join(
+            f"{metric} {value:.4f}"
+            for metric, value in replicate.test_metrics.items()
+            if value is not None and metric in {"ctr_auc", "ctcvr_auc"}
+        )
+        line = (
+            f"{replicate.study.name} {name} again, seed {replicate.seed}: {replicate.state} "
+            f"{'test ' + shown if shown else replicate.failure or ''} | "
+            f"{self._num_ended}/{self._num_replicates} replicates"
+        )
+        self._console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def _num_ended(search: StudySearch) -> int:

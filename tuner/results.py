@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,20 @@ from mlflow.tracking import MlflowClient
 from pydantic import BaseModel, ConfigDict
 
 from tuner.errors import JobNotFoundError
+from tuner.evidence import Evidence, weigh
+from tuner.objective import OBJECTIVES, Objective
 
 __all__ = [
     "JOB_FILE",
     "METRICS",
+    "OBJECTIVES_TAG",
+    "WINNER_TRIAL_TAG",
     "BaselineResult",
     "DatasetResult",
     "JobResult",
     "find_experiment",
     "find_winners",
+    "read_evidence",
     "read_job_file",
     "read_results",
     "search_all",
@@ -28,6 +34,11 @@ __all__ = [
 
 JOB_FILE = "job.yaml"
 """Artefact of every study's run."""
+
+OBJECTIVES_TAG = "pwiser.objectives"
+"""Of a study's run: what its search maximises."""
+WINNER_TRIAL_TAG = "pwiser.winner_trial"
+"""Of a study's run: the number of its best trial, once it has ended."""
 
 METRICS = ("ctr_auc", "ctr_logloss", "ctcvr_auc", "ctcvr_logloss", "cvr_auc")
 Metrics = dict[str, float | None]
@@ -51,6 +62,8 @@ class DatasetResult(BaseModel):
         baseline: the same of the baseline.
         checkpoint: directory URI.
         run_id: of the MLflow run.
+        evidence: by model, what the replicates of each study of the dataset show on test; a study
+            without enough of them is not there.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -61,6 +74,7 @@ class DatasetResult(BaseModel):
     baseline: BaselineResult
     checkpoint: str
     run_id: str
+    evidence: dict[str, Evidence] = {}
 
 
 class JobResult(BaseModel):
@@ -104,7 +118,7 @@ def find_winners(client: MlflowClient, job: str) -> dict[str, Run]:
 
 
 def search_all(client: MlflowClient, experiment_id: str, kind: str) -> list[Run]:
-    """Read all runs of one kind, `study` or `trial`, page by page."""
+    """Read all runs of one kind, `study`, `trial` or `replicate`, page by page."""
     runs: list[Run] = []
     token = None
     while True:
@@ -128,10 +142,58 @@ def read_results(client: MlflowClient, job: str) -> JobResult:
         raise JobNotFoundError(
             f"job {job!r}: has no winner yet; it is still running or was stopped (see pwiser ui)"
         )
+    evidence = read_evidence(client, job)
     return JobResult(
         job=job,
-        datasets={name: _dataset_result(client, run) for name, run in winners.items()},
+        datasets={
+            name: _dataset_result(client, run, evidence.get(name, {}))
+            for name, run in winners.items()
+        },
     )
+
+
+def read_evidence(client: MlflowClient, job: str) -> dict[str, dict[str, Evidence]]:
+    """Weigh the replicates of a job, by dataset and model.
+
+    Raises:
+        JobNotFoundError: if the job is unknown.
+    """
+    experiment_id = find_experiment(client, job).experiment_id
+    replicates: dict[str, dict[int, list[Run]]] = defaultdict(lambda: defaultdict(list))
+    for run in search_all(client, experiment_id, "replicate"):
+        tags = run.data.tags
+        if tags.get("pwiser.state") == "complete":
+            replicates[tags["pwiser.study"]][int(tags["pwiser.trial"])].append(run)
+    evidence: dict[str, dict[str, Evidence]] = defaultdict(dict)
+    studies = search_all(client, experiment_id, "study")
+    for study in sorted(studies, key=lambda run: run.info.start_time):
+        tags = study.data.tags
+        winner = int(tags.get(WINNER_TRIAL_TAG, 0))
+        runs = replicates[tags["pwiser.study"]]
+        if not runs[winner]:
+            continue
+        loss = json.loads(runs[winner][0].data.tags["pwiser.configuration"])["loss"]
+        found = weigh(
+            model=tags["pwiser.model"],
+            winner=winner,
+            loss=loss,
+            objectives=_objectives(tags),
+            baselines=_test_metrics(runs[0]),
+            winners=_test_metrics(runs[winner]),
+        )
+        if found is not None:
+            evidence[tags["pwiser.dataset"]][tags["pwiser.model"]] = found
+    return evidence
+
+
+def _objectives(tags: Mapping[str, str]) -> tuple[Objective, ...]:
+    names = tags.get(OBJECTIVES_TAG, "mean_auc").split(", ")
+    return tuple(objective for objective in OBJECTIVES if objective in names)
+
+
+def _test_metrics(runs: list[Run]) -> dict[int, Metrics]:
+    """The test metrics of one trial's replicates, by seed."""
+    return {int(run.data.tags["pwiser.seed"]): _metrics(run.data.metrics)["test"] for run in runs}
 
 
 def read_job_file(client: MlflowClient, job: str) -> str:
@@ -151,7 +213,7 @@ def read_job_file(client: MlflowClient, job: str) -> str:
     raise JobNotFoundError(f"job {job!r}: its job file is not in the tracking store; submit it")
 
 
-def _dataset_result(client: MlflowClient, run: Run) -> DatasetResult:
+def _dataset_result(client: MlflowClient, run: Run, evidence: dict[str, Evidence]) -> DatasetResult:
     tags = run.data.tags
     configuration = json.loads(tags["pwiser.configuration"])
     baseline = client.get_run(tags["pwiser.baseline_run"])
@@ -166,6 +228,7 @@ def _dataset_result(client: MlflowClient, run: Run) -> DatasetResult:
         baseline=BaselineResult(metrics=_metrics(baseline.data.metrics)),
         checkpoint=tags["pwiser.checkpoint"],
         run_id=run.info.run_id,
+        evidence=evidence,
     )
 
 

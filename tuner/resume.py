@@ -19,11 +19,20 @@ from tuner.storage import local_path
 from tuner.study import PastTrial, TrialState
 from tuner.tracking import SECONDS_METRICS, STARTED_TAG
 
-__all__ = ["check_unchanged", "only_driver", "read_past_trials", "read_study_runs", "store_job"]
+__all__ = [
+    "check_unchanged",
+    "only_driver",
+    "read_past_trials",
+    "read_replicate_runs",
+    "read_study_runs",
+    "store_job",
+]
 
 JOB_FILE = "job.json"
 LOCK_FILE = "lock"
-MAY_GROW = ("search.trials", "budget.hours")
+OWN_KEYS = ("search.space.", "model.")
+"""Below these the keys are the job's own; another field that a stored job lacks was added later."""
+MAY_GROW = ("search.trials", "search.replicates", "budget.hours")
 
 
 def store_job(job: Job, digests: Mapping[str, str], root: str) -> None:
@@ -50,17 +59,19 @@ def check_unchanged(job: Job, digests: Mapping[str, str], root: str) -> None:
             f"is in {root}; name the storage that it was begun with, or archive it with --fresh"
         )
     begun, now = json.loads(location.read_bytes()), _fields(job, digests)
+    defaults = _fields(Job(name=job.name, datasets=job.datasets), {})
     changes = []
     for field in sorted(begun.keys() | now.keys()):
-        old, new = begun.get(field), now.get(field)
+        since_added = defaults.get(field) if not field.startswith(OWN_KEYS) else None
+        old, new = begun.get(field, since_added), now.get(field)
         grows = field in MAY_GROW and (new is None or (old is not None and new > old))
         if old != new and not grows:
             changes.append(f"{field} was {old}, is {new}")
     if changes:
         raise JobFileError(
             f"name: job {job.name!r} was begun with other settings ({'; '.join(changes)}); "
-            "undo the change (only search.trials and budget.hours may grow), choose another name, "
-            "or archive the job with --fresh"
+            f"undo the change (only {', '.join(MAY_GROW)} may grow), choose another name, or "
+            "archive the job with --fresh"
         )
 
 
@@ -107,6 +118,24 @@ def read_study_runs(client: MlflowClient, experiment_id: str) -> dict[str, str]:
     """Read the run id of every study, by its name."""
     runs = search_all(client, experiment_id, "study")
     return {run.data.tags["pwiser.study"]: run.info.run_id for run in runs}
+
+
+def read_replicate_runs(
+    client: MlflowClient, experiment_id: str
+) -> tuple[dict[str, str], frozenset[str]]:
+    """Read the runs of an experiment's replicates.
+
+    Returns:
+        Their run ids by the replicates' ids, and the ids of those that have ended for good.
+    """
+    runs, ended = {}, set()
+    for run in search_all(client, experiment_id, "replicate"):
+        tags = run.data.tags
+        replicate = f"{tags['pwiser.study']}/{tags['pwiser.trial']}/seed-{tags['pwiser.seed']}"
+        runs[replicate] = run.info.run_id
+        if tags.get("pwiser.state") in {TrialState.COMPLETE, TrialState.FAILED}:
+            ended.add(replicate)
+    return runs, frozenset(ended)
 
 
 def _past_trial(client: MlflowClient, run: Run) -> PastTrial:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, ClassVar
 
 from trainables.configuration import TrialConfiguration
 from tuner.messages import Report
@@ -50,10 +50,13 @@ class Trial:
     """One configuration of a study, and its evaluations so far.
 
     Attributes:
+        kind: of its MLflow run.
         number: from 0 within its study; 0 is the baseline.
         params: the values of the search's dimensions, by dotted path.
         best: the evaluation with the highest score; ties go to the earlier one.
     """
+
+    kind: ClassVar[str] = "trial"
 
     study: Study
     number: int

@@ -6,7 +6,7 @@ from rich.table import Table
 from tuner.results import DatasetResult, JobResult, Metrics
 from tuner.search import StudySearch
 
-__all__ = ["results_markdown", "results_tables", "time_table"]
+__all__ = ["evidence_tables", "results_markdown", "results_tables", "time_table"]
 
 COLUMNS = ("ctr_auc", "ctcvr_auc", "cvr_auc", "ctr_logloss", "ctcvr_logloss")
 HEADINGS = ("CTR AUC", "CTCVR AUC", "CVR AUC", "CTR logloss", "CTCVR logloss")
@@ -50,6 +50,67 @@ def results_tables(results: JobResult) -> list[Table]:
     return tables
 
 
+EVIDENCE_HEADINGS = ("CTR AUC", "CTCVR AUC", "objective")
+
+
+def _evidence_rows(result: DatasetResult) -> list[tuple[str, ...]]:
+    """Per study its baseline, its winner, and their difference with its verdict."""
+    rows = []
+    for model, evidence in result.evidence.items():
+        found = [*map(evidence.metrics.get, ("ctr_auc", "ctcvr_auc")), evidence.objective]
+        name = "PWiseR" if evidence.winner else "BCE (won)"
+        rows += [
+            (model, "BCE", *(_spread(c.baseline, c.baseline_sd) if c else "-" for c in found)),
+            (model, name, *(_spread(c.winner, c.winner_sd) if c else "-" for c in found)),
+            (
+                evidence.verdict,
+                "difference",
+                *(
+                    _spread(c.difference, c.high - c.difference, sign="+") if c else "-"
+                    for c in found
+                ),
+            ),
+        ]
+    return rows
+
+
+def _spread(middle: float, reach: float, *, sign: str = "") -> str:
+    return f"{middle:{sign}.4f}±{reach:.4f}"
+
+
+def _evidence_title(name: str, result: DatasetResult) -> str:
+    seeds = sorted({len(evidence.seeds) for evidence in result.evidence.values()})
+    shown = " to ".join(str(number) for number in dict.fromkeys((seeds[0], seeds[-1])))
+    return (
+        f"{name}: test over {shown} fresh seeds, mean±standard deviation; "
+        "difference with its 95% interval"
+    )
+
+
+def evidence_tables(results: JobResult) -> list[Table]:
+    """Lay out what the replicates show, a table per dataset that has any."""
+    tables = []
+    for name, result in results.datasets.items():
+        if not result.evidence:
+            continue
+        table = Table(
+            title=_evidence_title(name, result),
+            title_justify="left",
+            box=SIMPLE_HEAD,
+            pad_edge=False,
+            padding=(0, 1, 0, 0),
+        )
+        table.add_column("model", overflow="fold")
+        table.add_column("loss")
+        for heading in EVIDENCE_HEADINGS:
+            table.add_column(heading, justify="right", no_wrap=True)
+        for row in _evidence_rows(result):
+            is_verdict = row[1] == "difference"
+            table.add_row(*row, style="bold" if is_verdict else "", end_section=is_verdict)
+        tables.append(table)
+    return tables
+
+
 def results_markdown(results: JobResult) -> str:
     """Write the same tables as Markdown."""
     lines = []
@@ -64,6 +125,15 @@ def results_markdown(results: JobResult) -> str:
             cells = " | ".join(_cell(metrics[column]) for column in COLUMNS)
             lines.append(f"| {split} | {trial} | {cells} |")
         lines.append("")
+        if result.evidence:
+            lines += [
+                f"**{_evidence_title(name, result)}**",
+                "",
+                "| " + " | ".join(("model", "loss", *EVIDENCE_HEADINGS)) + " |",
+                "|---" * 2 + "|---:" * len(EVIDENCE_HEADINGS) + "|",
+            ]
+            lines += [f"| {' | '.join(row)} |" for row in _evidence_rows(result)]
+            lines.append("")
     return "\n".join(lines)
 
 

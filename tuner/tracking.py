@@ -2,7 +2,8 @@
 
 One thread writes, in order, so that SQLite has one writer and a slow or absent server delays
 nothing but its own log. Names of metrics: `valid/*` at every evaluation's step, `best/*` of the
-best evaluation, `test/*` of winners and their baselines, `train/*`, `time/*` in seconds.
+best evaluation, `test/*` of winners, baselines and replicates, `train/*`, `time/*` in seconds,
+`evidence/*` on a study's run.
 """
 
 import json
@@ -22,12 +23,14 @@ from mlflow.tracking import MlflowClient
 from datasets import Dataset
 from tuner.checkpoints import kept_trials
 from tuner.errors import TrackingError, TrackingRefusedError
+from tuner.evidence import Evidence
 from tuner.job import Job
 from tuner.messages import Report, Seconds
-from tuner.results import JOB_FILE
+from tuner.replicates import Replicate
+from tuner.results import JOB_FILE, OBJECTIVES_TAG, WINNER_TRIAL_TAG
 from tuner.search import StudySearch
 from tuner.storage import join
-from tuner.study import Study, Trial, TrialState
+from tuner.study import Study, Trial, TrialState, choose_winner
 from tuner.tracking_store import hide_password
 
 __all__ = [
@@ -38,6 +41,7 @@ __all__ = [
     "TRIALS_TAG",
     "Tracker",
     "connect",
+    "log_evidence",
 ]
 
 STATUSES = {
@@ -98,6 +102,17 @@ def _http_status(error: MlflowException) -> int:
     return int(error.get_http_status_code())  # type: ignore[no-untyped-call]
 
 
+def log_evidence(client: MlflowClient, run_id: str, evidence: Evidence) -> None:
+    """Write what the replicates of a study show on the study's run."""
+    shown, now = evidence.objective, int(time.time() * 1000)
+    values = {"difference": shown.difference, "low": shown.low, "high": shown.high}
+    metrics = [
+        Metric(f"evidence/{name}", value, now, SUMMARY_STEP) for name, value in values.items()
+    ]
+    tags = [RunTag("pwiser.verdict", evidence.verdict)]
+    client.log_batch(run_id, metrics=metrics, tags=tags)
+
+
 class Tracker:
     """Logs one job. Every method returns at once; `close` waits for what is not yet written.
 
@@ -141,6 +156,7 @@ class Tracker:
             "pwiser.kind": "study",
             TRIALS_TAG: str(search.num_trials),
             LANES_TAG: str(num_lanes),
+            OBJECTIVES_TAG: ", ".join(self._job.search.objectives),
         }
 
         def call() -> None:
@@ -154,13 +170,15 @@ class Tracker:
         study = trial.study
         tags = {
             **self._tags(study),
-            "pwiser.kind": "trial",
+            "pwiser.kind": trial.kind,
             "pwiser.trial": str(trial.number),
             "pwiser.baseline": str(trial.baseline).lower(),
             "pwiser.configuration": trial.configuration.model_dump_json(),
             "pwiser.params": json.dumps(trial.params),
             STARTED_TAG: str(int(time.time() * 1000)),
         }
+        if isinstance(trial, Replicate):
+            tags["pwiser.seed"] = str(trial.seed)
         params = [
             Param(path.removeprefix("loss."), str(value)) for path, value in _params(trial).items()
         ]
@@ -195,6 +213,19 @@ class Tracker:
             tags["pwiser.failure"] = trial.failure[:MAX_TAG_LENGTH]
         self._end(trial.id, STATUSES[trial.state], tags)
 
+    def replicate_started(self, replicate: Replicate) -> None:
+        """Open a replicate's run, a child of its study's."""
+        self.trial_started(replicate)
+
+    def replicate_evaluated(self, replicate: Replicate, report: Report) -> None:
+        """Log one evaluation at its step."""
+        self.trial_evaluated(replicate, report)
+
+    def replicate_ended(self, replicate: Replicate) -> None:
+        """Log a replicate's test metrics and its end."""
+        self.log_test(replicate)
+        self.trial_ended(replicate)
+
     def study_ended(self, search: StudySearch) -> None:
         """Log a study's time and its kept checkpoints, and close its parent run."""
         seconds = search.seconds
@@ -206,10 +237,12 @@ class Tracker:
         status = (
             "KILLED" if any(t.state is TrialState.STOPPED for t in search.trials) else "FINISHED"
         )
-        self._end(search.study.name, status, {})
+        winner = choose_winner(search.trials)
+        tags = {} if winner is None else {WINNER_TRIAL_TAG: str(winner.number)}
+        self._end(search.study.name, status, tags)
 
     def log_test(self, trial: Trial) -> None:
-        """Log the test metrics of a dataset's winner or of its baseline."""
+        """Log the test metrics of a trial that was tested."""
         metrics = {f"test/{name}": value for name, value in trial.test_metrics.items()}
         self._log(trial.id, metrics, SUMMARY_STEP)
 
@@ -255,7 +288,7 @@ class Tracker:
         }
 
     def _adopt(self, key: str, tags: Mapping[str, str]) -> None:
-        names = ("pwiser.kind", "pwiser.study", "pwiser.trial")
+        names = ("pwiser.kind", "pwiser.study", "pwiser.trial", "pwiser.seed")
         wanted = [f"tags.`{name}` = '{tags[name]}'" for name in names if name in tags]
         found = self._client.search_runs([self._experiment_id], filter_string=" and ".join(wanted))
         if found:
@@ -332,13 +365,14 @@ class Tracker:
 
 
 def _run_name(trial: Trial) -> str:
+    seed = f" seed {trial.seed}" if isinstance(trial, Replicate) else ""
     if trial.baseline:
-        return f"{trial.study.name} baseline"
+        return f"{trial.study.name} baseline{seed}"
     values = (
         f"{path.rpartition('.')[2]}={value:.4g}" if isinstance(value, float) else f"{path}={value}"
         for path, value in trial.params.items()
     )
-    return f"{trial.study.name} {' '.join(values)}"
+    return f"{trial.study.name} {' '.join(values)}{seed}"
 
 
 def _params(trial: Trial) -> dict[str, Any]:

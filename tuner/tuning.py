@@ -25,14 +25,21 @@ from tuner.job_run import JobRun
 from tuner.lanes import queue_actor
 from tuner.objective import Objective, computable_objectives
 from tuner.preflight import check_nodes, job_check
+from tuner.replicates import plan_replicates
 from tuner.results import JobResult, find_winners, read_results
-from tuner.resume import check_unchanged, only_driver, read_past_trials, store_job
+from tuner.resume import (
+    check_unchanged,
+    only_driver,
+    read_past_trials,
+    read_replicate_runs,
+    store_job,
+)
 from tuner.search import StudySearch
 from tuner.stopping import StopRequests
 from tuner.stopwatch import Stopwatch
 from tuner.storage import absolute_uri, join
 from tuner.study import PastTrial, Study
-from tuner.tables import results_tables, time_table
+from tuner.tables import evidence_tables, results_tables, time_table
 from tuner.tracking import connect
 from tuner.tracking_store import default_uri
 
@@ -116,7 +123,7 @@ def run_job(
         if experiment is not None and past:
             check_unchanged(job, digests, join(storage, job.name, experiment.experiment_id))
         searches = _open_searches(job, datasets, past)
-        if not _is_finished(client, job, searches):
+        if experiment is None or not _is_finished(client, experiment, job, searches):
             console.print(_opening_line(job, searches), highlight=False)
             queue = queue or _start_ray(job, session, verbose=verbose)
             lanes = _check_cluster(job, datasets, str(client.tracking_uri))
@@ -127,7 +134,7 @@ def run_job(
             run = JobRun(job, job_file, datasets, client, experiment.experiment_id, root)
             run.search_and_test(searches, lanes, queue, requests, console, stopwatch)
         results = read_results(client, job.name)
-    console.print(*results_tables(results))
+    console.print(*results_tables(results), *evidence_tables(results))
     console.print(time_table(searches))
     console.print(stopwatch.summary(), highlight=False)
     return results
@@ -160,9 +167,14 @@ def _open_searches(
     return searches
 
 
-def _is_finished(client: MlflowClient, job: Job, searches: list[StudySearch]) -> bool:
-    """Whether all trials have ended and every dataset has its winner."""
+def _is_finished(
+    client: MlflowClient, experiment: Experiment, job: Job, searches: list[StudySearch]
+) -> bool:
+    """Whether all trials and replicates have ended and every dataset has its winner."""
     if not all(search.ended for search in searches):
+        return False
+    _, ended = read_replicate_runs(client, experiment.experiment_id)
+    if not {found.id for found in plan_replicates(searches, job.search.replicates)} <= ended:
         return False
     return {search.study.dataset for search in searches} <= find_winners(client, job.name).keys()
 

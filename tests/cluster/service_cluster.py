@@ -12,6 +12,7 @@ from services import Services, wait_until
 
 RAY_PORT, DASHBOARD_PORT = 6379, 8265
 CPUS_PER_NODE = 2
+SEARCH = {"sampler": "random", "pruner": "none", "replicates": 0}
 
 
 @dataclass
@@ -64,7 +65,7 @@ class Cluster:
         job = {
             "name": name,
             "datasets": [f"{self.services.storage}/data/tiny"],
-            "search": {"sampler": "random", "pruner": "none", "trials": 6},
+            "search": SEARCH | {"trials": 6},
             "training": {
                 "epochs": 2,
                 "batch_size": 256,

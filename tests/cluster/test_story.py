@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 import pytest
-from service_cluster import CPUS_PER_NODE, Cluster
+from service_cluster import CPUS_PER_NODE, SEARCH, Cluster
 from services import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
@@ -115,7 +115,7 @@ def test_one_machine_gives_the_same_trials_and_metrics(cluster: Cluster, story: 
 
 def test_a_lane_of_two_workers_spans_both_nodes(cluster: Cluster, story: str) -> None:
     resources = {"lanes": 1, "workers_per_lane": 2, "cpus_per_worker": CPUS_PER_NODE}
-    search = {"sampler": "random", "pruner": "none", "trials": 3}
+    search = SEARCH | {"trials": 3}
     job = cluster.write_job("pair", resources=resources, search=search)
     cluster.done("submit", job, "--wait")
     pair = runs(cluster, "pair")
@@ -163,7 +163,7 @@ def test_mlflow_refuses_whoever_has_no_password(cluster: Cluster, story: str, co
 def test_stop_is_quick_frees_the_cluster_and_resume_finishes(
     cluster: Cluster, dataset: str
 ) -> None:
-    search = {"sampler": "random", "pruner": "none", "trials": 8}
+    search = SEARCH | {"trials": 8}
     training = {"epochs": 12, "batch_size": 64, "evaluate_every": 1.0, "precision": "float32"}
     job = cluster.write_job("halted", search=search, training=training)
     job_id = cluster.done("submit", job).strip()

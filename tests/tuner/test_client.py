@@ -79,7 +79,12 @@ class Head:
             "name": name,
             "datasets": [dataset.uri],
             "models": ["mine:Mine"],
-            "search": {"sampler": "random", "pruner": "none", "trials": NUM_TRIALS},
+            "search": {
+                "sampler": "random",
+                "pruner": "none",
+                "trials": NUM_TRIALS,
+                "replicates": 0,
+            },
             "training": {"epochs": 10, "batch_size": 256, "learning_rate": 0.01},
             "resources": {"lanes": 1, "cpus_per_worker": 1},
             "storage": str(self.directory / "storage"),

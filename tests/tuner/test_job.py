@@ -116,6 +116,7 @@ def test_a_job_needs_no_more_than_a_name_and_datasets(read: Callable[[str], Job]
             "sampler": "tpe",
             "pruner": "asha",
             "trials": 40,
+            "replicates": 5,
             "objective": "mean_auc",
             "seed": 0,
         },
@@ -272,6 +273,10 @@ A_MAPPING = "must be a mapping of keys to values (leave it out for the defaults)
         (
             "search: {objective: [ctr_auc, ctcvr_auc]}",
             "search: pruner asha compares one objective; set pruner: none for a Pareto study",
+        ),
+        (
+            "search: {replicates: 1}",
+            "search.replicates: must be 0 or at least 2, since one seed shows no spread, got 1",
         ),
         ("search: {trials: 0}", "search.trials: must be at least 1, got 0"),
         ("search: {trials: 1.5}", "search.trials: must be a whole number, got 1.5"),

@@ -40,7 +40,11 @@ def plan(
     faults: tuple[str, ...] = (),
     **content: Any,
 ) -> Plan:
-    settings = {"name": "us", "datasets": [dataset.uri], "search": {"pruner": "none"}}
+    settings = {
+        "name": "us",
+        "datasets": [dataset.uri],
+        "search": {"pruner": "none", "replicates": 0},
+    }
     job = Job.model_validate(settings | content)
     measured = {(dataset.name, model): PROBE for model in job.models}
     return make_plan(
@@ -56,7 +60,12 @@ def plan(
 def test_hours_are_those_of_the_trials_over_the_lanes(tiny_dataset: Dataset) -> None:
     splits = tiny_dataset.manifest.splits
     training = {"epochs": 3, "batch_size": 100, "evaluate_every": 0.5}
-    found = plan(tiny_dataset, lanes(4), training=training, search={"trials": 10, "pruner": "none"})
+    found = plan(
+        tiny_dataset,
+        lanes(4),
+        training=training,
+        search={"trials": 10, "pruner": "none", "replicates": 2},
+    )
     trial_s = (
         3 * splits["train"].impressions / 1_000 + 6 * splits["valid"].impressions / 4_000
     ) + TRIAL_OVERHEAD_S
@@ -65,7 +74,8 @@ def test_hours_are_those_of_the_trials_over_the_lanes(tiny_dataset: Dataset) -> 
     assert study.parameters == 5_000
     assert study.steps == 3 * math.ceil(splits["train"].impressions / 100)
     assert study.trial_s == pytest.approx(trial_s)
-    assert found.hours == pytest.approx((START_UP_S + 3 * trial_s) / 3600)
+    assert study.replicates == 4
+    assert found.hours == pytest.approx((START_UP_S + 4 * trial_s) / 3600)
     assert (found.trials, found.obstacles, found.notes) == (10, (), ())
 
 

@@ -100,6 +100,7 @@ def test_the_winner_is_read_back_as_it_was(
                 "baseline": {"metrics": {"valid": values(0.0), "test": values(0.03125)}},
                 "checkpoint": "/s/tiny/mmoe/trial-0002",
                 "run_id": run.info.run_id,
+                "evidence": {},
             }
         },
     }

@@ -166,6 +166,17 @@ def test_an_unchanged_or_larger_job_is_accepted(tmp_path: Path) -> None:
         check_unchanged(make_job(**content), {"shop": "abc"}, str(tmp_path))
 
 
+def test_a_field_that_came_after_the_job_was_begun_counts_as_its_default(tmp_path: Path) -> None:
+    store_job(make_job(), {}, str(tmp_path))
+    stored = tmp_path / "job.json"
+    fields = json.loads(stored.read_text())
+    del fields["data.buffer_mib"]
+    stored.write_text(json.dumps(fields))
+    check_unchanged(make_job(), {}, str(tmp_path))
+    with pytest.raises(JobFileError, match=r"data\.buffer_mib was 512, is 64"):
+        check_unchanged(make_job(data={"buffer_mib": 64}), {}, str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("content", "digest", "message"),
     [

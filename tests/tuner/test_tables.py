@@ -3,12 +3,13 @@ import io
 import pytest
 from rich.console import Console, RenderableType
 
+from tuner.evidence import weigh
 from tuner.job import Job
 from tuner.messages import Report, Seconds
 from tuner.results import BaselineResult, DatasetResult, JobResult
 from tuner.search import StudySearch
 from tuner.study import Study
-from tuner.tables import results_markdown, results_tables, time_table
+from tuner.tables import evidence_tables, results_markdown, results_tables, time_table
 
 WIDTH = 80
 
@@ -38,6 +39,32 @@ def results() -> JobResult:
         )
 
     return JobResult(job="job", datasets={"us": result("mmoe"), "fr": result("dnn")})
+
+
+def test_the_evidence_stands_per_study_with_its_verdict(results: JobResult) -> None:
+    better = weigh(
+        model="mmoe",
+        winner=2,
+        loss={"alpha": 0.1, "m1": 0.3, "m2": 0.1, "gate": "hinge"},
+        objectives=("ctr_auc",),
+        baselines={1: metrics(0.70, 0.6), 2: metrics(0.72, 0.6)},
+        winners={1: metrics(0.80, 0.6), 2: metrics(0.82, 0.6)},
+    )
+    assert better is not None
+    same = better.model_copy(update={"winner": 0, "verdict": "no difference shown"})
+    us = results.datasets["us"].model_copy(update={"evidence": {"mmoe": better, "dnn": same}})
+    found = JobResult(job="job", datasets={"us": us, "fr": results.datasets["fr"]})
+    (table,) = (shown(table) for table in evidence_tables(found))
+    assert table[0].startswith("us: test over 2 fresh seeds")
+    rows = [cells(line) for line in table[2:] if "±" in line]
+    assert rows[:3] == [
+        ["mmoe", "BCE", "0.7100±0.0141", "0.8000±0.0000", "0.7100±0.0141"],
+        ["mmoe", "PWiseR", "0.8100±0.0141", "0.8000±0.0000", "0.8100±0.0141"],
+        ["better", "difference", "+0.1000±0.0000", "+0.0000±0.0000", "+0.1000±0.0000"],
+    ]
+    assert rows[4][:4] == ["dnn", "BCE", "(won)", "0.8100±0.0141"]
+    markdown = results_markdown(found)
+    assert "| better | difference | +0.1000±0.0000 | +0.0000±0.0000 | +0.1000±0.0000 |" in markdown
 
 
 def shown(table: RenderableType) -> list[str]:

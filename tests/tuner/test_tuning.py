@@ -43,6 +43,7 @@ class Workshop:
 
     def write_job(self, **content: Any) -> Path:
         job = SMALL | {"datasets": [str(self.directory / "shop")]} | content
+        job["search"] = {"replicates": 0} | job.get("search", {})
         job.setdefault("storage", str(self.directory / "storage"))
         path = self.directory / f"{job['name']}.yaml"
         path.write_text(yaml.safe_dump(job))
@@ -52,16 +53,17 @@ class Workshop:
     def tracking(self) -> str:
         return f"sqlite:///{self.directory / 'storage' / 'mlflow.db'}"
 
-    def runs(self, job: str) -> list[Run]:
+    def runs(self, job: str, kind: str | None = None) -> list[Run]:
         client = MlflowClient(self.tracking)
         experiment = client.get_experiment_by_name(job)
         assert experiment is not None
-        return list(client.search_runs([experiment.experiment_id]))
+        found = client.search_runs([experiment.experiment_id])
+        return [run for run in found if kind in {None, run.data.tags["pwiser.kind"]}]
 
     def trials(self, job: str) -> list[Run]:
-        runs = [run for run in self.runs(job) if run.data.tags["pwiser.kind"] == "trial"]
         return sorted(
-            runs, key=lambda r: (r.data.tags["pwiser.model"], int(r.data.tags["pwiser.trial"]))
+            self.runs(job, "trial"),
+            key=lambda r: (r.data.tags["pwiser.model"], int(r.data.tags["pwiser.trial"])),
         )
 
 
@@ -273,7 +275,7 @@ def test_a_begun_job_refuses_a_changed_file(
     assert pwiser(monkeypatch, "tune", str(changed)) == 2
     assert (
         "name: job 'shop-job' was begun with other settings (loss.gate was hinge, is literal); "
-        "undo the change (only search.trials and budget.hours may grow)"
+        "undo the change (only search.trials, search.replicates, budget.hours may grow)"
     ) in capsys.readouterr().err
 
 
@@ -405,6 +407,66 @@ def start_tune(job: Path) -> subprocess.Popen[str]:
     assert process.stdout is not None
     assert process.stdout.readline().startswith("job ")
     return process
+
+
+def test_replicates_weigh_the_winner_and_steer_nothing(
+    workshop: Workshop,
+    ray_session: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    content: dict[str, Any] = {
+        "models": ["dnn", "shared_bottom"],
+        "model": {"embedding_dim": 4, "hidden_units": [8], "bottom_units": [8]},
+    }
+    search = {"sampler": "random", "trials": 3, "pruner": "none"}
+    job = workshop.write_job(name="weighed", search=search, **content)
+    assert pwiser(monkeypatch, "tune", str(job)) == 0
+    trials, result = (
+        workshop.trials("weighed"),
+        best(workshop, "weighed", capsys)["datasets"]["shop"],
+    )
+    assert workshop.runs("weighed", "replicate") == []
+
+    # the same job with replicates runs these alone, of both studies, with the seeds that follow
+    job = workshop.write_job(name="weighed", search=search | {"replicates": 2}, **content)
+    assert pwiser(monkeypatch, "tune", str(job)) == 0
+    printed = capsys.readouterr().out
+    assert "4/8 replicates" in printed
+    assert [facts([run]) for run in workshop.trials("weighed")] == [facts([run]) for run in trials]
+    replicates = workshop.runs("weighed", "replicate")
+    assert sorted(run.data.tags["pwiser.seed"] for run in replicates) == ["1"] * 4 + ["2"] * 4
+    for replicate in replicates:
+        configuration = json.loads(replicate.data.tags["pwiser.configuration"])
+        assert str(configuration["training"]["seed"]) == replicate.data.tags["pwiser.seed"]
+        assert replicate.info.status == "FINISHED"
+        assert replicate.data.metrics["test/ctr_auc"] > 0.5
+    assert not list(workshop.directory.glob("storage/weighed/*/shop/*/*-seed-*"))
+
+    evidence = best(workshop, "weighed", capsys)["datasets"]["shop"]["evidence"]
+    assert list(evidence) == ["dnn", "shared_bottom"]
+    for model, found in evidence.items():
+        pairs = {
+            seed: {
+                run.data.tags["pwiser.baseline"]: run.data.metrics["test/ctr_auc"]
+                for run in replicates
+                if (run.data.tags["pwiser.model"], run.data.tags["pwiser.seed"]) == (model, seed)
+            }
+            for seed in ("1", "2")
+        }
+        differences = [pair["false"] - pair["true"] for pair in pairs.values()]
+        assert found["seeds"] == [1, 2]
+        assert found["metrics"]["ctr_auc"]["difference"] == pytest.approx(np.mean(differences))
+    for study in workshop.runs("weighed", "study"):
+        shown = evidence[study.data.tags["pwiser.model"]]
+        assert study.data.tags["pwiser.verdict"] == shown["verdict"]
+        assert study.data.metrics["evidence/low"] == shown["objective"]["low"]
+
+    # all is there now: nothing runs again
+    assert pwiser(monkeypatch, "tune", str(job)) == 0
+    assert "replicates" not in capsys.readouterr().out
+    assert best(workshop, "weighed", capsys)["datasets"]["shop"]["evidence"] == evidence
+    assert result["metrics"] == best(workshop, "weighed", capsys)["datasets"]["shop"]["metrics"]
 
 
 def end_first_trials(process: subprocess.Popen[str], number: int) -> None:

@@ -113,7 +113,7 @@ def best(
     from rich.console import Console
 
     from tuner.results import read_results
-    from tuner.tables import results_tables
+    from tuner.tables import evidence_tables, results_tables
     from tuner.tracking_store import open_existing
 
     results = read_results(open_existing(tracking), job)
@@ -121,7 +121,7 @@ def best(
         typer.echo(results.model_dump_json(indent=2))
         return
     console = Console()
-    console.print(*results_tables(results))
+    console.print(*results_tables(results), *evidence_tables(results))
     for name, found in results.datasets.items():
         console.print(f"{name}: checkpoint {found.checkpoint}", soft_wrap=True, highlight=False)
         console.print(f"{name}: MLflow run {found.run_id}", soft_wrap=True, highlight=False)

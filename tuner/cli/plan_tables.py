@@ -14,14 +14,14 @@ def plan_table(plan: Plan) -> Table:
     """Lay out the studies: trials, size of the model, steps and seconds of a trial."""
     table = Table()
     table.add_column("study", overflow="fold")
-    for heading in ("trials", "weights", "steps each", "impressions/s", "each", "all"):
+    for heading in ("trials+replicates", "weights", "steps each", "impressions/s", "each", "all"):
         table.add_column(heading, justify="right", no_wrap=True)
     for study in plan.studies:
         table.add_row(
             f"{study.dataset}/{study.model}",
-            *(str(study.trials), f"{study.parameters:,}", f"{study.steps:,}"),
+            *(f"{study.trials}+{study.replicates}", f"{study.parameters:,}", f"{study.steps:,}"),
             f"{study.impressions_per_s:,.0f}",
-            *(clock(study.trial_s), clock(study.trial_s * study.trials)),
+            *(clock(study.trial_s), clock(study.trial_s * (study.trials + study.replicates))),
         )
     return table
 
