@@ -4,31 +4,28 @@ A node that cannot write the storage or misses the dataset would otherwise show 
 trials that fail or lanes that hang.
 """
 
-import platform
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from datasets import Dataset, open_dataset
 from datasets.filesystem import locate
-from tuner import __version__
 from tuner.cluster import Node
 from tuner.errors import ClusterError
 from tuner.job import Job
 from tuner.storage import absolute_uri, join
 from tuner.tracking import connect
+from tuner.versions import installed_versions
 
 __all__ = ["NodeCheck", "check_nodes", "job_check", "local_faults", "node_faults"]
 
 CHECK_TIMEOUT_S = 30.0
 NODE_TIMEOUT_S = 50.0
-PACKAGES = ("ray", "torch", "mlflow", "optuna", "numpy", "pandas", "pyarrow", "pydantic")
 PROBE_PREFIX = ".preflight-"
 
 
@@ -52,17 +49,11 @@ class NodeCheck:
 def job_check(job: Job, datasets: Mapping[str, Dataset], tracking_uri: str) -> NodeCheck:
     """What a job's nodes have to pass, as this process finds it."""
     return NodeCheck(
-        versions=_versions(),
+        versions=installed_versions(),
         storage=absolute_uri(job.storage),
         datasets={dataset.uri: dataset.digest for dataset in datasets.values()},
         tracking=None if tracking_uri.startswith("sqlite:") else tracking_uri,
     )
-
-
-def _versions() -> dict[str, str]:
-    """Public versions: builds of torch for CPU and CUDA may stand side by side."""
-    packages = {package: version(package).partition("+")[0] for package in PACKAGES}
-    return {"python": platform.python_version(), "pwiser-tuner": __version__, **packages}
 
 
 def check_nodes(check: NodeCheck, nodes: Sequence[Node]) -> None:
@@ -124,7 +115,7 @@ def _fault_of(future: Future[str | None]) -> str | None:
 
 
 def _version_faults(wanted: Mapping[str, str]) -> list[str]:
-    found = _versions()
+    found = installed_versions()
     return [
         f"{name} is {found[name]}, the driver's is {wanted[name]}"
         for name in wanted

@@ -26,6 +26,7 @@ __all__ = [
     "JobResult",
     "find_experiment",
     "find_winners",
+    "objectives_of",
     "read_evidence",
     "read_job_file",
     "read_results",
@@ -177,7 +178,7 @@ def read_evidence(client: MlflowClient, job: str) -> dict[str, dict[str, Evidenc
             model=tags["pwiser.model"],
             winner=winner,
             loss=loss,
-            objectives=_objectives(tags),
+            objectives=objectives_of(study),
             baselines=_test_metrics(runs[0]),
             winners=_test_metrics(runs[winner]),
         )
@@ -186,8 +187,9 @@ def read_evidence(client: MlflowClient, job: str) -> dict[str, dict[str, Evidenc
     return evidence
 
 
-def _objectives(tags: Mapping[str, str]) -> tuple[Objective, ...]:
-    names = tags.get(OBJECTIVES_TAG, "mean_auc").split(", ")
+def objectives_of(study: Run) -> tuple[Objective, ...]:
+    """Read what a study's search maximises from its run, in the order of `OBJECTIVES`."""
+    names = study.data.tags.get(OBJECTIVES_TAG, "mean_auc").split(", ")
     return tuple(objective for objective in OBJECTIVES if objective in names)
 
 

@@ -32,6 +32,7 @@ from tuner.search import StudySearch
 from tuner.storage import join
 from tuner.study import Study, Trial, TrialState, choose_winner
 from tuner.tracking_store import hide_password
+from tuner.versions import installed_versions
 
 __all__ = [
     "LANES_TAG",
@@ -39,6 +40,7 @@ __all__ = [
     "STARTED_TAG",
     "STATUSES",
     "TRIALS_TAG",
+    "VERSIONS_TAG",
     "Tracker",
     "connect",
     "log_evidence",
@@ -61,6 +63,7 @@ SUMMARY_STEP = 0  # one step, so that of a trial that was run again the last sum
 STARTED_TAG = "pwiser.started"
 TRIALS_TAG = "pwiser.trials"
 LANES_TAG = "pwiser.lanes"
+VERSIONS_TAG = "pwiser.versions"
 SECONDS_METRICS = ("time/setup_s", "time/training_s", "time/evaluation_s", "time/overhead_s")
 DIGEST_LENGTH = 36  # MLflow keeps no longer digest of an input; the tag has all of it
 
@@ -76,6 +79,7 @@ def connect(uri: str) -> MlflowClient:
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.ERROR)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", MLFLOW_RETRIES)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     if "://" not in uri:
         raise TrackingError(
@@ -156,6 +160,7 @@ class Tracker:
             "pwiser.kind": "study",
             TRIALS_TAG: str(search.num_trials),
             LANES_TAG: str(num_lanes),
+            VERSIONS_TAG: json.dumps(installed_versions()),
             OBJECTIVES_TAG: ", ".join(self._job.search.objectives),
         }
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,7 @@ from tuner import __version__
 from tuner.cli.data import data_app
 from tuner.cli.options import JobName, Tracking
 from tuner.cli.service import service_app
-from tuner.errors import JobFailedError, JobFileError
+from tuner.errors import JobFailedError, JobFileError, StorageError
 
 __all__ = ["app", "run"]
 
@@ -26,6 +27,15 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(service_app)
+
+
+class ReportFormat(StrEnum):
+    """The pages that a report can be."""
+
+    HTML = "html"
+    MD = "md"
+    JSON = "json"
+
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -141,6 +151,44 @@ def export(
 
     export_winner(read_results(open_existing(tracking), job), dataset, out)
     typer.echo(f"{out}: the winner of {job} on {dataset}; load it by trainables.load({str(out)!r})")
+
+
+@app.command(epilog="Example: pwiser report demo --out demo.html")
+def report(
+    job: JobName,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="File to write; Markdown and JSON are printed without."),
+    ] = None,
+    form: Annotated[
+        ReportFormat, typer.Option("--format", help="HTML is one file that needs nothing else.")
+    ] = ReportFormat.HTML,
+    tracking: Tracking = None,
+) -> None:
+    """Write what a job found: verdicts, tables, figures, cost, and how to repeat it."""
+    from tuner.tracking_store import open_existing
+
+    if out is None and form is ReportFormat.HTML:
+        raise typer.BadParameter("a page of HTML needs a file", param_hint="--out")
+    client = open_existing(tracking)
+    from tuner.report import html_page, json_page, markdown_page, read_report
+
+    pages = {
+        ReportFormat.HTML: html_page,
+        ReportFormat.MD: markdown_page,
+        ReportFormat.JSON: json_page,
+    }
+    text = pages[form](read_report(client, job))
+    if out is None:
+        typer.echo(text)
+        return
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise StorageError(
+            f"--out {out}: cannot be written ({error.strerror}); name another file"
+        ) from error
+    typer.echo(f"{out}: the report of {job}")
 
 
 @app.command(epilog="Example: pwiser ui --port 5000")
