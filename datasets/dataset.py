@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
 from datasets.encoder import Encoder
 from datasets.errors import DatasetError
@@ -11,7 +12,7 @@ from datasets.loading import Impressions, SplitReader, shared_impressions
 from datasets.manifest import Manifest
 from datasets.schema import id_columns
 from datasets.streaming import StreamedSplit
-from datasets.vocabulary import id_type, read_vocabularies
+from datasets.vocabulary import PADDING_ID, id_type, read_vocabularies
 
 __all__ = ["Dataset", "Impressions", "SplitStatistics", "open_dataset", "statistics", "total"]
 
@@ -91,6 +92,33 @@ class Dataset:
             DatasetError: As ``load``.
         """
         return StreamedSplit(self._reader(split))
+
+    def raw_rows(self, split: str, num_rows: int) -> pa.Table:
+        """Return the raw features of a split's first rows, for an example of what `Encoder` takes.
+
+        A category that the vocabulary does not know is missing; those of a bag are lists.
+
+        Raises:
+            DatasetError: As ``load``.
+        """
+        rows = self._reader(split).first_rows(num_rows)
+        fields = self.manifest.table.categorical
+        vocabularies = read_vocabularies(locate(self.uri), list(fields))
+        columns = {}
+        for name, field in fields.items():
+            known = (None, *vocabularies[name].values)
+            own = [column for column, of in id_columns(fields).items() if of == name]
+            cells = [
+                [known[value] for value in ids if value != PADDING_ID]
+                for ids in zip(*(rows.column(column).to_pylist() for column in own), strict=True)
+            ]
+            if field.num_ids == 1:
+                columns[name] = pa.array([texts[0] for texts in cells], pa.string())
+            else:
+                columns[name] = pa.array(cells, pa.list_(pa.string()))
+        for name in self.manifest.table.numerical:
+            columns[name] = rows.column(name)
+        return pa.table(columns)
 
     def _reader(self, split: str) -> SplitReader:
         if split not in self.manifest.splits:

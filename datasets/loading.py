@@ -185,6 +185,15 @@ class SplitReader:
             labels[1, group.start : stop] = rows.column(CONVERSION).to_numpy()
         return labels[0], labels[1]
 
+    def first_rows(self, num_rows: int) -> pa.Table:
+        """Read the first rows as they are stored: ids and raw numericals; fewer if fewer are there.
+
+        Raises:
+            DatasetError: The first part is missing or damaged.
+        """
+        columns = [*self._encoder.id_columns, *self._encoder.numerical]
+        return self._read_row_group(next(self._row_groups()), columns).slice(0, num_rows)
+
     def _make(self, num_rows: int, make: _MakeArray) -> Impressions:
         return Impressions(
             make("ids_NF", (num_rows, len(self._encoder.id_columns)), self._encoder.id_type),

@@ -56,7 +56,7 @@ def save_checkpoint(
 
 def load_checkpoint(
     directory: Path, device: torch.device | str = "cpu"
-) -> tuple[TrialConfiguration, nn.Module]:
+) -> tuple[TrialConfiguration, Inputs, nn.Module]:
     """Read what `save_checkpoint` wrote; the model is in evaluation mode.
 
     Raises:
@@ -95,7 +95,7 @@ def load_checkpoint(
             f"{directory / WEIGHTS_FILE}: cannot be read as the weights of {configuration.model!r} "
             f"({' '.join(str(error).split())[:300]}); export it again"
         ) from error
-    return configuration, model.to(device).eval()
+    return configuration, inputs, model.to(device).eval()
 
 
 def _read_description(path: Path) -> dict[str, Any]:
@@ -123,7 +123,7 @@ class Predictor:
 
     def __init__(self, directory: Path, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
-        self.configuration, self.model = load_checkpoint(directory, self.device)
+        self.configuration, _, self.model = load_checkpoint(directory, self.device)
         try:
             self.encoder = Encoder.load(str(directory))
         except DatasetError as error:

@@ -4,6 +4,7 @@ from datasets.errors import PwiserError
 
 __all__ = [
     "ClusterError",
+    "EvidenceError",
     "JobFailedError",
     "JobFileError",
     "JobInterruptedError",
@@ -20,6 +21,10 @@ class JobFileError(PwiserError):
 
 class ClusterError(PwiserError):
     """A cluster that cannot be reached or is too small for the job."""
+
+
+class EvidenceError(PwiserError):
+    """A winner that has not been shown to be better than its baseline."""
 
 
 class TrackingError(PwiserError):

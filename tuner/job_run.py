@@ -12,7 +12,7 @@ from datasets import Dataset
 from tuner.checkpoints import CheckpointKeeper
 from tuner.cluster import Lanes
 from tuner.errors import JobFailedError, JobInterruptedError
-from tuner.export import ENCODER_DIRECTORY
+from tuner.export import ENCODER_DIRECTORY, save_encoder
 from tuner.job import Job
 from tuner.job_search import JobSearch
 from tuner.lane_watch import watched_lanes
@@ -30,7 +30,7 @@ from tuner.study import Trial, TrialState, choose_winner
 from tuner.tables import results_markdown
 from tuner.tracking import Tracker, log_evidence
 from tuner.trial import LaneTrial
-from tuner.tune_adapters import JobScheduler, JobSearcher
+from tuner.tune_adapters import JobScheduler, JobSearcher, keep_credentials
 
 __all__ = ["JobRun"]
 
@@ -118,7 +118,7 @@ class JobRun:
         for name, run in find_winners(self._client, self._job.name).items():
             tracker.restore_winner(name, run.info.run_id)
         for name, dataset in self._datasets.items():
-            dataset.encoder().save(join(self._root, name, ENCODER_DIRECTORY))
+            save_encoder(dataset, join(self._root, name, ENCODER_DIRECTORY))
         replicate_runs, _ = read_replicate_runs(self._client, self._experiment_id)
         tracker.restore(replicate_runs)
         for search in searches:
@@ -216,6 +216,7 @@ class JobRun:
         trainable = tune.with_resources(
             tune.with_parameters(LaneTrial, queue=queue), TRIAL_RESOURCES
         )
+        keep_credentials()
         tuner = tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(

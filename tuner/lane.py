@@ -158,7 +158,7 @@ class _Lane:
 
     def _test(self, task: TestTask) -> None:
         with download(task.checkpoint) as directory:
-            _, model = load_checkpoint(directory, self.workers.device)
+            *_, model = load_checkpoint(directory, self.workers.device)
         split = self._rows(open_dataset(task.dataset), "test", task.reading)
         metrics = evaluate(
             predict_logits(model, split, self.workers), split.clicks_N, split.conversions_N

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -13,7 +14,17 @@ from tuner.messages import Ended, TrialTask
 from tuner.study import Trial
 from tuner.trial import ENDED, REPORT, TASK
 
-__all__ = ["JobScheduler", "JobSearcher"]
+__all__ = ["JobScheduler", "JobSearcher", "keep_credentials"]
+
+
+def keep_credentials() -> None:
+    """Keep Tune from handing this process's AWS credentials to its actors, which need none.
+
+    It does so in their runtime environment, which every node's agent logs in plain text.
+    """
+    ENV_VARS_TO_PROPAGATE.difference_update(
+        [name for name in ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")]
+    )
 
 
 class _Unsaved:

@@ -247,7 +247,7 @@ def is_idle(cluster: Cluster) -> bool:
 def secrets_are_nowhere(cluster: Cluster) -> None:
     """Look for secrets where people look: logs, job descriptions, records, the process list."""
     aws = cluster.services.environment["AWS_SECRET_ACCESS_KEY"]
-    secrets = [secret.encode() for secret in (cluster.token, cluster.password, aws)]
+    secrets = {"Ray's token": cluster.token, "MLflow's password": cluster.password, "AWS's": aws}
     places = {
         "processes": subprocess.run(["ps", "-eo", "args"], capture_output=True, check=True).stdout
     }
@@ -265,5 +265,11 @@ def secrets_are_nowhere(cluster: Cluster) -> None:
     places["job descriptions"] = described.stdout.encode()
     for job in {found["job"]["name"] for found in json.loads(cluster.done("jobs", "--json"))}:
         places[f"records of {job}"] = json.dumps(runs(cluster, job)).encode()
-    found = [place for place, content in places.items() if any(s in content for s in secrets)]
+    found = [
+        f"{name} in {place}: {line.decode(errors='replace').replace(secret, '***')[:2000]}"
+        for place, content in places.items()
+        for name, secret in secrets.items()
+        for line in content.splitlines()
+        if secret.encode() in line
+    ]
     assert found == []

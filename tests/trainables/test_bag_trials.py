@@ -160,6 +160,6 @@ def test_a_checkpoint_of_before_there_were_bags_is_read(tmp_path: Path) -> None:
     description = json.loads(file.read_text())
     del description["inputs"]["bag_lengths"]
     file.write_text(json.dumps(description))
-    _, loaded = load_checkpoint(tmp_path)
+    *_, loaded = load_checkpoint(tmp_path)
     ids_BF, values_BN = torch.ones(3, 2, dtype=torch.int8), torch.randn(3, 2)
     assert torch.equal(loaded(ids_BF, values_BN), model(ids_BF, values_BN))

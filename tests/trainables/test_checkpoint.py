@@ -115,8 +115,9 @@ def test_a_checkpoint_gives_back_model_and_configuration(
     numericals_BN = torch.randn(20, 2)
     model(ids_BF, numericals_BN)  # moves what batch norm remembers
     save_checkpoint(tmp_path, configuration, inputs, model)
-    loaded_configuration, loaded = load_checkpoint(tmp_path)
+    loaded_configuration, loaded_inputs, loaded = load_checkpoint(tmp_path)
     assert loaded_configuration.model_dump(mode="json") == configuration.model_dump(mode="json")
+    assert loaded_inputs == inputs
     assert not loaded.training
     expected, found = model.state_dict(), loaded.state_dict()
     assert list(expected) == list(found)
@@ -132,7 +133,7 @@ def test_a_later_checkpoint_replaces_the_earlier(prepared: Prepared, tmp_path: P
     with torch.no_grad():
         next(model.parameters()).fill_(7.0)
     save_checkpoint(tmp_path, configuration, inputs, model)
-    _, loaded = load_checkpoint(tmp_path)
+    *_, loaded = load_checkpoint(tmp_path)
     assert bool((next(loaded.parameters()) == 7.0).all())
 
 

@@ -153,7 +153,7 @@ def test_a_trial_with_sparse_tables_learns_and_can_be_loaded(
     *_, (evaluation, trained) = train(configuration, INPUTS, split, split, workers)
     assert evaluation.metrics["ctr_auc"] == 1.0
     save_checkpoint(tmp_path, configuration, INPUTS, trained)
-    _, loaded = load_checkpoint(tmp_path)
+    *_, loaded = load_checkpoint(tmp_path)
     fresh = build_model(configuration, INPUTS)
     table = "embedding.table.weight"
     assert torch.equal(loaded.state_dict()[table], trained.state_dict()[table])

@@ -22,7 +22,9 @@ from tuner.search import StudySearch
 from tuner.study import Study, Trial, TrialState
 from tuner.trial import LaneTrial
 from tuner.trial_queue import CLOSED
-from tuner.tune_adapters import JobScheduler, JobSearcher
+from tuner.tune_adapters import JobScheduler, JobSearcher, keep_credentials
+
+SECRET = "a-secret-that-no-log-may-hold"
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -72,7 +74,7 @@ def serve(queue: ray.actor.ActorHandle, verdicts: list[bool]) -> None:
 
 
 def test_a_trial_whose_tune_actor_dies_fails_and_the_others_go_on(
-    ray_session: None, tmp_path: Path
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"sampler": "random", "pruner": "none", "trials": 3}
     job = Job.model_validate(
@@ -84,6 +86,8 @@ def test_a_trial_whose_tune_actor_dies_fails_and_the_others_go_on(
     searcher = JobSearcher(search, make_task, lambda trial: queue.cancel.remote(trial.id))
     lane = threading.Thread(target=serve, args=(queue, verdicts), daemon=True)
     lane.start()
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    keep_credentials()
     tune.Tuner(
         tune.with_resources(tune.with_parameters(LaneTrial, queue=queue), {"memory": 1}),
         tune_config=tune.TuneConfig(
@@ -109,3 +113,6 @@ def test_a_trial_whose_tune_actor_dies_fails_and_the_others_go_on(
     ]
     assert search.trials[0].failure == "its Tune actor died"
     assert verdicts == [False, False, False]  # the dead one's lane is told to stop
+    logs = Path(ray._private.worker.global_worker.node.get_logs_dir_path())
+    assert "runtime env" in (logs / "runtime_env_agent.log").read_text().lower()
+    assert [path for path in logs.rglob("*") if path.is_file() and SECRET in path.read_text()] == []

@@ -46,7 +46,7 @@ class Bags(nn.Module):
     def weights(self, ids_BC: Tensor, dtype: torch.dtype) -> Tensor:
         """Return weights_BC, the share of each id in its field: 0 for padding, else 1 / ids."""
         filled_BC = ids_BC >= 0
-        shape = (len(ids_BC), len(self.starts_F))
+        shape = (ids_BC.shape[0], len(self.starts_F))  # of len() an export would make a constant
         # Counted in integers, whose sums do not depend on the order in which a GPU adds them.
         num_ids_BF = torch.zeros(shape, dtype=torch.int32, device=ids_BC.device)
         num_ids_BF.index_add_(1, self.fields_C, filled_BC.to(torch.int32))

@@ -4,7 +4,7 @@ import os
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,9 @@ from tuner.cli.data import data_app
 from tuner.cli.options import JobName, Tracking
 from tuner.cli.service import service_app
 from tuner.errors import JobFailedError, JobFileError, StorageError
+
+if TYPE_CHECKING:
+    from trainables.program import ProgramFormat
 
 __all__ = ["app", "run"]
 
@@ -35,6 +38,23 @@ class ReportFormat(StrEnum):
     HTML = "html"
     MD = "md"
     JSON = "json"
+
+
+class ExportFormat(StrEnum):
+    """What an export's model is written as; the weights are always there."""
+
+    SAFETENSORS = "safetensors"
+    PT2 = "pt2"
+    ONNX = "onnx"
+
+    @property
+    def program(self) -> "ProgramFormat | None":
+        """The program to write beside the weights."""
+        programs: dict[ExportFormat, ProgramFormat] = {
+            ExportFormat.PT2: "pt2",
+            ExportFormat.ONNX: "onnx",
+        }
+        return programs.get(self)
 
 
 EXIT_FAILED = 1
@@ -142,6 +162,10 @@ def export(
     job: JobName,
     dataset: Annotated[str, typer.Option(help="Name of the dataset.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Directory to make; must not exist.")],
+    form: Annotated[
+        ExportFormat,
+        typer.Option("--format", help="pt2 and onnx also write the model as a program of its own."),
+    ] = ExportFormat.SAFETENSORS,
     tracking: Tracking = None,
 ) -> None:
     """Export a winner: weights, configuration, schema and vocabularies, for trainables.load."""
@@ -149,8 +173,55 @@ def export(
     from tuner.results import read_results
     from tuner.tracking_store import open_existing
 
-    export_winner(read_results(open_existing(tracking), job), dataset, out)
+    export_winner(read_results(open_existing(tracking), job), dataset, out, form.program)
     typer.echo(f"{out}: the winner of {job} on {dataset}; load it by trainables.load({str(out)!r})")
+
+
+@app.command(epilog="Example: pwiser predict exported/demo --input rows.csv --out scores.parquet")
+def predict(
+    export_directory: Annotated[
+        Path, typer.Argument(metavar="EXPORT_DIR", help="What pwiser export wrote.")
+    ],
+    input: Annotated[  # noqa: A002  (the option's name)
+        str,
+        typer.Option(
+            "--input",
+            metavar="PATH",
+            help="CSV or Parquet rows of raw features: a file, a directory of files, 'dir/*.csv'.",
+        ),
+    ],
+    out: Annotated[
+        str, typer.Option(metavar="FILE", help="Parquet file or URI to make; must not exist.")
+    ],
+) -> None:
+    """Score a table's rows in their order: pctr, and with a conversion head pctcvr and pcvr."""
+    from tuner.prediction import predict_table
+
+    typer.echo(f"{out}: scores of {predict_table(export_directory, input, out):,} rows")
+
+
+@app.command(epilog="Example: pwiser register demo --dataset demo")
+def register(
+    job: JobName,
+    dataset: Annotated[str, typer.Option(help="Name of the dataset.")],
+    force: Annotated[
+        bool, typer.Option("--force", help="Without evidence that it is better than BCE, too.")
+    ] = False,
+    tracking: Tracking = None,
+) -> None:
+    """Make a winner the champion among its dataset's registered models, ready to be served."""
+    from tuner.registry import CHAMPION, model_name, register_winner
+    from tuner.results import read_results
+    from tuner.tracking_store import hide_password, open_existing
+
+    client = open_existing(tracking)
+    version = register_winner(client, read_results(client, job), dataset, force=force)
+    name = model_name(dataset)
+    typer.echo(f"{name} version {version} is the {CHAMPION}; serve it by")
+    typer.echo(
+        f"MLFLOW_TRACKING_URI={hide_password(str(client.tracking_uri))} "
+        f"mlflow models serve -m models:/{name}@{CHAMPION} --env-manager local --port 5001"
+    )
 
 
 @app.command(epilog="Example: pwiser report demo --out demo.html")
