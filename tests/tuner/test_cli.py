@@ -178,7 +178,7 @@ def test_best_prints_json(pwiser: Pwiser, store: str, monkeypatch: pytest.Monkey
     content = json.loads(ending.out)
     assert list(content) == ["job", "datasets"]
     winner = content["datasets"]["tiny"]
-    keys = ["model", "config", "metrics", "baseline", "checkpoint", "run_id"]
+    keys = ["model", "config", "metrics", "baseline", "checkpoint", "run_id", "evidence"]
     assert list(winner) == keys
     names = ["ctr_auc", "ctr_logloss", "ctcvr_auc", "ctcvr_logloss", "cvr_auc"]
     for metrics in (winner["metrics"], winner["baseline"]["metrics"]):
