@@ -1,5 +1,7 @@
 """How far a job is, read from MLflow alone."""
 
+from collections import Counter
+
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
@@ -21,19 +23,25 @@ def read_progress(client: MlflowClient, job: str) -> JobProgress:
     trials: dict[str, list[Run]] = {}
     for run in search_all(client, experiment_id, "trial"):
         trials.setdefault(run.data.tags["pwiser.study"], []).append(run)
+    replicates = Counter(
+        run.data.tags["pwiser.study"]
+        for run in search_all(client, experiment_id, "replicate")
+        if run.data.tags.get("pwiser.state") in {TrialState.COMPLETE, TrialState.FAILED}
+    )
     parents = sorted(
         search_all(client, experiment_id, "study"), key=lambda run: run.info.start_time
     )
     return JobProgress(
         job=job,
         studies=tuple(
-            _study_progress(parent, trials.get(parent.data.tags["pwiser.study"], []))
+            _study_progress(parent, trials.get(study, []), replicates[study])
             for parent in parents
+            for study in (parent.data.tags["pwiser.study"],)
         ),
     )
 
 
-def _study_progress(parent: Run, trials: list[Run]) -> StudyProgress:
+def _study_progress(parent: Run, trials: list[Run], num_replicates: int) -> StudyProgress:
     tags = parent.data.tags
     states = [_state(run) for run in trials]
     num_done = sum(state.ended and state is not TrialState.STOPPED for state in states)
@@ -47,6 +55,7 @@ def _study_progress(parent: Run, trials: list[Run]) -> StudyProgress:
         model=tags["pwiser.model"],
         trials=num_trials,
         done=num_done,
+        replicates=num_replicates,
         running=states.count(TrialState.RUNNING),
         pruned=states.count(TrialState.PRUNED),
         failed=states.count(TrialState.FAILED),

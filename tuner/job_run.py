@@ -1,7 +1,9 @@
 """One process's run of a job on Ray: lanes, Tune's search over them, winners' test, replicates."""
 
+import tempfile
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import ray
 from mlflow.tracking import MlflowClient
@@ -36,6 +38,8 @@ __all__ = ["JobRun"]
 
 RAY_DIRECTORY = ".ray"
 MIB = 1024**2
+FIGURES = ("curves", "history", "landscape")
+"""Of a study's report, kept with its run."""
 TRIAL_RESOURCES = {"memory": 1}  # a byte: Tune refuses none, and a share of a CPU can starve lanes
 
 
@@ -103,13 +107,27 @@ class JobRun:
             search.close()
             tracker.close()
             delete(join(self._root, RAY_DIRECTORY))
+        self._describe(console)
+
+    def _describe(self, console: Console) -> None:
+        """Say in the MLflow UI what came out: on the experiment, and on each study's run."""
+        from tuner.report import read_report, study_figures, study_markdown  # draws: slow to import
+
         results = read_results(self._client, self._job.name)
-        studies = read_study_runs(self._client, self._experiment_id)
-        for name, result in results.datasets.items():
-            for model, evidence in result.evidence.items():
-                log_evidence(self._client, studies[f"{name}/{model}"], evidence)
         note = results_markdown(results)
         self._client.set_experiment_tag(self._experiment_id, "mlflow.note.content", note)
+        for study in read_report(self._client, self._job.name).studies:
+            if study.evidence is not None:
+                log_evidence(self._client, study.run_id, study.evidence)
+            note = study_markdown(study)
+            self._client.set_tag(study.run_id, "mlflow.note.content", note)
+            with tempfile.TemporaryDirectory() as directory:
+                for name, _, png in study_figures(study, FIGURES):
+                    (Path(directory) / f"{name}.png").write_bytes(png)
+                try:
+                    self._client.log_artifacts(study.run_id, directory, "figures")
+                except Exception as error:  # noqa: BLE001 - of any store; the job is done
+                    console.print(f"the figures of {study.name} cannot be stored: {error}")
 
     def _open_tracker(self, searches: list[StudySearch], num_lanes: int) -> Tracker:
         """Start the studies' runs, or go on with them."""

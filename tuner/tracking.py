@@ -108,13 +108,17 @@ def _http_status(error: MlflowException) -> int:
 
 def log_evidence(client: MlflowClient, run_id: str, evidence: Evidence) -> None:
     """Write what the replicates of a study show on the study's run."""
-    shown, now = evidence.objective, int(time.time() * 1000)
-    values = {"difference": shown.difference, "low": shown.low, "high": shown.high}
-    metrics = [
-        Metric(f"evidence/{name}", value, now, SUMMARY_STEP) for name, value in values.items()
-    ]
-    tags = [RunTag("pwiser.verdict", evidence.verdict)]
-    client.log_batch(run_id, metrics=metrics, tags=tags)
+    shown = evidence.objective
+    interval = f"{shown.difference:+.4f} [{shown.low:+.4f}, {shown.high:+.4f}]"
+    now = int(time.time() * 1000)
+    client.log_batch(
+        run_id,
+        metrics=[Metric("evidence/difference", shown.difference, now, SUMMARY_STEP)],
+        tags=[
+            RunTag("pwiser.verdict", evidence.verdict),
+            RunTag("pwiser.evidence", f"{interval} over {len(evidence.seeds)} seeds"),
+        ],
+    )
 
 
 class Tracker:

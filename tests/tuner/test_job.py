@@ -11,6 +11,7 @@ from tuner.errors import JobFileError
 from tuner.job import Budget, Job, ResourceSettings, SearchSettings, TrackingSettings, read_job
 from tuner.space import Dimension
 
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
 LEAST = "name: us\ndatasets: [data/us]\n"
 
 NETWORK = """\
@@ -524,3 +525,10 @@ def test_a_module_that_is_not_there_or_broken_is_told(
     assert fault(LEAST + "models: ['broken_networks:Net']").startswith(
         "models: 'broken_networks:Net' cannot be imported (OSError: two lines); mend it, or"
     )
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in EXAMPLES if "schema" not in path.name], ids=lambda path: path.stem
+)
+def test_the_examples_are_job_files(path: Path) -> None:
+    assert read_job(path).name == path.stem

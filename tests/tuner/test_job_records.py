@@ -101,6 +101,7 @@ def test_a_job_that_has_just_begun_has_no_best_and_no_time_left(tracked: Tracked
         model="mmoe",
         trials=9,
         done=0,
+        replicates=0,
         running=0,
         pruned=0,
         failed=0,

@@ -460,7 +460,14 @@ def test_replicates_weigh_the_winner_and_steer_nothing(
     for study in workshop.runs("weighed", "study"):
         shown = evidence[study.data.tags["pwiser.model"]]
         assert study.data.tags["pwiser.verdict"] == shown["verdict"]
-        assert study.data.metrics["evidence/low"] == shown["objective"]["low"]
+        assert study.data.metrics["evidence/difference"] == shown["objective"]["difference"]
+        assert study.data.tags["pwiser.evidence"].endswith("] over 2 seeds")
+        assert f"**{study.data.tags['pwiser.study']}: " in study.data.tags["mlflow.note.content"]
+        pictures = MlflowClient(workshop.tracking).list_artifacts(study.info.run_id, "figures")
+        assert [picture.path for picture in pictures] == [
+            "figures/curves.png",
+            "figures/history.png",
+        ]
 
     # all is there now: nothing runs again
     assert pwiser(monkeypatch, "tune", str(job)) == 0

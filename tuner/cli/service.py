@@ -272,7 +272,7 @@ def _studies_table(found: "JobStatus") -> "Table":
 
     table = Table()
     table.add_column("study", overflow="fold")
-    for heading in ("done", "running", "pruned", "failed", "best", "of trial", "left"):
+    for heading in ("done", "running", "pruned", "failed", "best", "of trial", "left", "again"):
         table.add_column(heading, justify="right", no_wrap=True)
     for study in found.progress.studies if found.progress is not None else ():
         table.add_row(
@@ -281,6 +281,7 @@ def _studies_table(found: "JobStatus") -> "Table":
             *(str(study.running), str(study.pruned), str(study.failed), _score(study.best)),
             "-" if study.best_trial is None else str(study.best_trial),
             clock(study.time_left_s),
+            str(study.replicates),
         )
     return table
 

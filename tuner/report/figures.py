@@ -3,7 +3,7 @@
 import io
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import matplotlib as mpl
@@ -31,11 +31,18 @@ LOG_SPREAD = 50.0
 """A positive parameter whose values span more than this factor is drawn on a log axis."""
 
 
-def study_figures(study: StudyReport) -> Iterator[tuple[str, str, bytes]]:
+def study_figures(
+    study: StudyReport, names: Collection[str] | None = None
+) -> Iterator[tuple[str, str, bytes]]:
     """Draw what can be drawn of a study.
 
     Trials that failed or have no evaluation are left out, and so is the baseline where parameters
     are drawn, since it has none. A figure that needs more trials than there are is left out too.
+
+    Args:
+        study: what to draw.
+        names: those of `history`, `importance`, `parallel`, `landscape`, `curves` and `pareto` that
+            are wanted; all if left out.
 
     Yields:
         File name, caption and PNG of each figure.
@@ -45,7 +52,7 @@ def study_figures(study: StudyReport) -> Iterator[tuple[str, str, bytes]]:
     found = _optuna_study(study)
     num_trials = sum(bool(trial.params) for trial in found.trials)
     several = len(study.objectives) > 1
-    names = [name for name in LANDSCAPE if name in _varied(found)]
+    plane = [name for name in LANDSCAPE if name in _varied(found)]
     target: dict[str, Any] = {"target_name": " and ".join(study.objectives)}
     if several:
         target |= {"target": lambda trial: float(np.mean(trial.values)), "target_name": "mean"}
@@ -71,8 +78,8 @@ def study_figures(study: StudyReport) -> Iterator[tuple[str, str, bytes]]:
         (
             "landscape",
             "The objective over pairs of alpha, m1 and m2, with the trials drawn in",
-            num_trials > 3 and len(names) > 1,
-            lambda: plots.plot_contour(found, params=names, **target),
+            num_trials > 3 and len(plane) > 1,
+            lambda: plots.plot_contour(found, params=plane, **target),
         ),
         ("curves", "Objective on valid while training", bool(study.curves), lambda: _curves(study)),
         (
@@ -83,7 +90,7 @@ def study_figures(study: StudyReport) -> Iterator[tuple[str, str, bytes]]:
         ),
     ]
     for name, caption, possible, draw in drawings:
-        if possible:
+        if possible and (names is None or name in names):
             inches = LANDSCAPE_INCHES if name == "landscape" else SIZE_INCHES
             yield name, caption, _png(draw, inches)
 

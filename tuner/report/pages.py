@@ -10,7 +10,7 @@ from tuner.clock import clock
 from tuner.report.figures import study_figures
 from tuner.report.reading import JobReport, StudyReport
 
-__all__ = ["html_page", "json_page", "markdown_page"]
+__all__ = ["html_page", "json_page", "markdown_page", "study_markdown"]
 
 SINGLE_TASK = ("dnn", "masknet")
 HEADS = {"CTR": "ctr_auc", "CTCVR": "ctcvr_auc"}
@@ -44,6 +44,11 @@ def markdown_page(report: JobReport) -> str:
     return _render("report.md", report)
 
 
+def study_markdown(study: StudyReport) -> str:
+    """Write one study's verdict and best trials as Markdown, for the MLflow UI."""
+    return _environment("study.md").get_template("study.md").render(study=study)
+
+
 def html_page(report: JobReport) -> str:
     """Write a report as one HTML file that needs nothing else: no script, no link to elsewhere."""
     figures = {
@@ -56,6 +61,19 @@ def html_page(report: JobReport) -> str:
 
 
 def _render(template: str, report: JobReport, **more: object) -> str:
+    return (
+        _environment(template)
+        .get_template(template)
+        .render(
+            report=report,
+            tables=_tables(report),
+            made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+            **more,
+        )
+    )
+
+
+def _environment(template: str) -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("tuner.report"),
         autoescape=template.endswith(".html"),
@@ -64,12 +82,7 @@ def _render(template: str, report: JobReport, **more: object) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {"clock": clock, "number": _number, "params": _params}
-    return environment.get_template(template).render(
-        report=report,
-        tables=_tables(report),
-        made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        **more,
-    )
+    return environment
 
 
 def _number(value: float | None, form: str = ".4f") -> str:
