@@ -1,6 +1,6 @@
 """Adam, and its sparse form for embedding tables of which a step touches few rows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -63,6 +63,31 @@ class Optimizers:
                 table.grad = gradient
         for optimizer in self._optimizers:
             optimizer.step()
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Moments and counts by name; empty before the first step."""
+        found = {}
+        for index, optimizer in enumerate(self._optimizers):
+            for weight, values in optimizer.state_dict()["state"].items():
+                for name, value in values.items():
+                    kind = "tensor" if isinstance(value, torch.Tensor) else "number"
+                    found[f"{index}.{weight}.{kind}.{name}"] = torch.as_tensor(value)
+        return found
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take over what `state` gave.
+
+        Raises:
+            KeyError: if it is that of other optimisers.
+        """
+        states: list[dict[int, dict[str, object]]] = [{} for _ in self._optimizers]
+        for key, value in state.items():
+            index, weight, kind, name = key.split(".")
+            restored = value if kind == "tensor" else value.item()
+            states[int(index)].setdefault(int(weight), {})[name] = restored
+        for optimizer, values in zip(self._optimizers, states, strict=True):
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": values, "param_groups": groups})
 
 
 def make_optimizers(

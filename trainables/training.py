@@ -21,9 +21,17 @@ from trainables.loss import training_loss
 from trainables.metrics import evaluate
 from trainables.models import Inputs
 from trainables.optimizers import Optimizers, make_optimizers
+from trainables.training_state import TrainingState
 from trainables.workers import Workers
 
-__all__ = ["DeviceImpressions", "Evaluation", "TrainingError", "predict_logits", "train"]
+__all__ = [
+    "DeviceImpressions",
+    "Evaluation",
+    "Training",
+    "TrainingError",
+    "predict_logits",
+    "train",
+]
 
 EVALUATION_BATCH = 16_384
 
@@ -66,15 +74,8 @@ class Evaluation:
         return self.index == self.num_evaluations
 
 
-def train(
-    configuration: TrialConfiguration,
-    inputs: Inputs,
-    train_split: Rows,
-    valid_split: Rows,
-    workers: Workers,
-    is_cancelled: Callable[[], bool] = lambda: False,
-) -> Iterator[tuple[Evaluation, nn.Module]]:
-    """Train one trial, pausing at every evaluation.
+class Training:
+    """One trial's training, which pauses at every evaluation and can go on from a saved state.
 
     The result depends on the configuration and the data alone, not on trials before it: the random
     state is set from the seed. All workers hold the same data and take the same permutation; each
@@ -87,56 +88,123 @@ def train(
         train_split: on `workers.device`; at least one impression.
         valid_split: on `workers.device`; at least one impression.
         workers: this worker's group.
-        is_cancelled: asked after every step; must answer alike on all workers.
 
-    Yields:
-        Each evaluation of the valid split, with the model in evaluation mode. A generator that is
-        closed, or cancelled, trains no further.
+    Attributes:
+        model: the network.
 
     Raises:
-        TrainingError: if the loss is not finite.
+        TrainingError: if there are fewer impressions than workers.
     """
-    settings = configuration.training
-    torch.manual_seed(settings.seed)
-    model = build_model(configuration, inputs).to(workers.device)
-    stepper = _Stepper(configuration, model, train_split, workers)
-    stops = _evaluation_steps(stepper.steps_per_epoch, settings)
-    training_s = evaluation_s = 0.0
-    started = time.perf_counter()
-    for step in range(1, stops[-1] + 1):
-        stepper.step()
-        if is_cancelled():
-            return
-        if step not in stops:
-            continue
-        loss, bce, pwiser = stepper.mean_losses()
+
+    def __init__(
+        self,
+        configuration: TrialConfiguration,
+        inputs: Inputs,
+        train_split: Rows,
+        valid_split: Rows,
+        workers: Workers,
+    ) -> None:
+        torch.manual_seed(configuration.training.seed)
+        self.model = build_model(configuration, inputs).to(workers.device)
+        self._valid_split = valid_split
+        self._workers = workers
+        self._stepper = _Stepper(configuration, self.model, train_split, workers)
+        self._stops = _evaluation_steps(self._stepper.steps_per_epoch, configuration.training)
+        self._step = 0
+        self._training_s = self._evaluation_s = 0.0
+
+    def state(self) -> TrainingState:
+        """Copy all that is needed to go on from here; between two evaluations alone."""
+        return TrainingState.capture(
+            self.model,
+            self._stepper.optimizers,
+            step=self._step,
+            training_s=self._training_s,
+            evaluation_s=self._evaluation_s,
+        )
+
+    def restore(self, state: TrainingState) -> None:
+        """Go on from a state of the same trial: what follows is what would have followed there.
+
+        On a CPU with one worker that is so to the last bit.
+
+        Raises:
+            CheckpointError: if it is the state of another trial.
+        """
+        state.restore(self.model, self._stepper.optimizers)
+        self._step = state.step
+        self._training_s, self._evaluation_s = state.training_s, state.evaluation_s
+        self._stepper.batches.seek(state.step)
+
+    def evaluations(self, is_cancelled: Callable[[], bool] = lambda: False) -> Iterator[Evaluation]:
+        """Train to the end.
+
+        Args:
+            is_cancelled: asked after every step; must answer alike on all workers.
+
+        Yields:
+            Each evaluation of the valid split, with the model in evaluation mode. A generator that
+            is closed, or cancelled, trains no further.
+
+        Raises:
+            TrainingError: if the loss is not finite.
+        """
+        self._stepper.resume()
+        started = time.perf_counter()
+        while self._step < self._stops[-1]:
+            self._stepper.step()
+            self._step += 1
+            if is_cancelled():
+                return
+            if self._step not in self._stops:
+                continue
+            yield self._evaluate(started)
+            self._stepper.resume()
+            started = time.perf_counter()
+
+    def _evaluate(self, started: float) -> Evaluation:
+        loss, bce, pwiser = self._stepper.mean_losses()
         now = time.perf_counter()
-        training_s += now - started
+        self._training_s += now - started
         if not math.isfinite(loss):
             raise TrainingError(
-                f"the loss became {loss} before step {step} (BCE {bce}, PWiseR {pwiser}); "
+                f"the loss became {loss} before step {self._step} (BCE {bce}, PWiseR {pwiser}); "
                 "a smaller training.learning_rate may help"
             )
-        logits_NT = predict_logits(model, valid_split, workers)
-        metrics = evaluate(logits_NT, valid_split.clicks_N, valid_split.conversions_N)
-        evaluation_s += time.perf_counter() - now
-        yield (
-            Evaluation(
-                index=stops.index(step) + 1,
-                num_evaluations=len(stops),
-                step=step,
-                epoch=step / stepper.steps_per_epoch,
-                metrics=metrics,
-                train_loss=loss,
-                train_bce=bce,
-                train_pwiser=pwiser,
-                training_s=training_s,
-                evaluation_s=evaluation_s,
-            ),
-            model,
+        valid = self._valid_split
+        logits_NT = predict_logits(self.model, valid, self._workers)
+        metrics = evaluate(logits_NT, valid.clicks_N, valid.conversions_N)
+        self._evaluation_s += time.perf_counter() - now
+        return Evaluation(
+            index=self._stops.index(self._step) + 1,
+            num_evaluations=len(self._stops),
+            step=self._step,
+            epoch=self._step / self._stepper.steps_per_epoch,
+            metrics=metrics,
+            train_loss=loss,
+            train_bce=bce,
+            train_pwiser=pwiser,
+            training_s=self._training_s,
+            evaluation_s=self._evaluation_s,
         )
-        stepper.resume()
-        started = time.perf_counter()
+
+
+def train(
+    configuration: TrialConfiguration,
+    inputs: Inputs,
+    train_split: Rows,
+    valid_split: Rows,
+    workers: Workers,
+    is_cancelled: Callable[[], bool] = lambda: False,
+) -> Iterator[tuple[Evaluation, nn.Module]]:
+    """Train one trial from its beginning; the arguments and the faults are those of `Training`.
+
+    Yields:
+        Each evaluation, with the model in evaluation mode.
+    """
+    training = Training(configuration, inputs, train_split, valid_split, workers)
+    for evaluation in training.evaluations(is_cancelled):
+        yield evaluation, training.model
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from tuner.messages import Report
 from tuner.replicates import Replicate
 from tuner.search import StudySearch
 from tuner.storage import delete, join
-from tuner.study import Trial, choose_winner
+from tuner.study import Trial, TrialState, choose_winner
 
 __all__ = ["CheckpointKeeper", "Keep", "kept_trials"]
 
@@ -55,7 +55,12 @@ class CheckpointKeeper:
             stored.append(trial)
 
     def trial_ended(self, trial: Trial) -> None:
-        """Remove what has lost for good: a trial that still runs may fail yet, and wins nothing."""
+        """Remove what has lost for good: a trial that still runs may fail yet, and wins nothing.
+
+        The training state of a stopped trial stays: it goes on from there.
+        """
+        if trial.state is not TrialState.STOPPED:
+            delete(join(self._storage, trial.state_directory))
         stored = self._stored.get(trial.study.name, [])
         ended = [other for other in stored if other.state.ended]
         kept = kept_trials(ended, self._keep)
@@ -71,8 +76,10 @@ class CheckpointKeeper:
         """Its checkpoint is wanted for its test alone."""
 
     def replicate_ended(self, replicate: Replicate) -> None:
-        """Remove what the test needed."""
-        delete(join(self._storage, replicate.directory))
+        """Remove what the test needed; a stopped one goes on from there."""
+        if replicate.state is not TrialState.STOPPED:
+            delete(join(self._storage, replicate.directory))
+            delete(join(self._storage, replicate.state_directory))
 
     def study_ended(self, search: StudySearch) -> None:
         """Every loser is gone by now."""

@@ -151,10 +151,15 @@ class DataSettings(Settings):
 
 
 class Budget(Settings):
-    """When to stop even though trials are left."""
+    """When to stop even though work is left."""
 
     hours: float | None = Field(
         None, gt=0, description="of one run of the job; no limit where left out"
+    )
+    trial_hours: float | None = Field(
+        None,
+        gt=0,
+        description="of a lane for one trial, which has failed then; no limit where left out",
     )
 
 

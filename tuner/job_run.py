@@ -254,6 +254,7 @@ class JobRun:
         tuner.fit()
 
     def _make_task(self, trial: Trial) -> TrialTask:
+        hours = self._job.budget.trial_hours
         return TrialTask(
             id=trial.id,
             dataset=trial.study.dataset_uri,
@@ -261,6 +262,8 @@ class JobRun:
             configuration=trial.configuration.model_dump(mode="json"),
             objectives=trial.objectives,
             checkpoint=join(self._root, trial.directory),
+            state=join(self._root, trial.state_directory),
+            limit_s=None if hours is None else hours * SECONDS_PER_HOUR,
         )
 
     def _test_winners(

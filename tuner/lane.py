@@ -8,36 +8,41 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar
+from typing import TypedDict, TypeVar
 
 import ray
 import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
+from pydantic import TypeAdapter
 from torch import nn
 
 from datasets import Dataset, open_dataset
 from trainables.batches import WINDOWS_HELD, DeviceImpressions, Rows, StreamedRows
-from trainables.checkpoint import load_checkpoint, save_checkpoint
+from trainables.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from trainables.configuration import TrialConfiguration
 from trainables.execution import fits_in_memory
 from trainables.metrics import evaluate
 from trainables.models import Inputs
-from trainables.training import TrainingError, predict_logits, train
+from trainables.training import Evaluation, Training, TrainingError, predict_logits
+from trainables.training_state import TrainingState
 from trainables.workers import Workers
 from tuner.lane_backend import lane_of
 from tuner.messages import Reading, Report, Seconds, Task, TestTask, TrialTask
 from tuner.objective import objective_values, score
-from tuner.storage import download, upload
+from tuner.storage import download, exists, upload
 from tuner.trial_queue import CLOSED
 
 __all__ = ["LaneSettings", "run_lane"]
 
 TAKE_TIMEOUT_S = 60.0
 CANCEL_POLL_S = 0.25
+
+REPORTS = TypeAdapter(list[Report])
+REPORTS_NOTE = "reports"
 
 Answer = TypeVar("Answer")
 logger = logging.getLogger(__name__)
@@ -122,39 +127,69 @@ class _Lane:
         taken_since = started if self.free_since is None else self.free_since
         configuration = TrialConfiguration.model_validate(task.configuration)
         loaded = self._load(task.dataset, task.reading)
-        setup_s = time.perf_counter() - started
-        best = float("-inf")
-        cancelled = _CancelPoll(self.queue.wait_cancelled, task.id, self._decide, self.workers)
-        for evaluation, model in train(
-            configuration, loaded.inputs, loaded.train, loaded.valid, self.workers, cancelled
-        ):
-            value = score(objective_values(evaluation.metrics, task.objectives))
-            if value > best:
-                best = value
-                self._save(task, configuration, loaded.inputs, model)
+        training = Training(configuration, loaded.inputs, loaded.train, loaded.valid, self.workers)
+        reports = self._go_on(task, training)
+        before = reports[-1].seconds if reports else Seconds()
+        best = max((_score(report, task) for report in reports), default=float("-inf"))
+        setup_s = before.setup + time.perf_counter() - started
+        if not all(self._report(task, report) for report in reports):
+            return
+        limit = _Limit(task.limit_s, taken_since - before.lane)
+        cancelled = _CancelPoll(self.queue, task.id, limit, self._decide, self.workers)
+        kept_at = time.perf_counter()
+        for evaluation in training.evaluations(cancelled):
+            report = self._evaluated(evaluation)
+            if _score(report, task) > best:
+                best = _score(report, task)
+                self._save(task, configuration, loaded.inputs, training.model)
             now = time.perf_counter()
-            report = Report(
-                index=evaluation.index,
-                last=evaluation.last,
-                step=evaluation.step,
-                epoch=evaluation.epoch,
-                metrics=evaluation.metrics,
-                train={
-                    "loss": evaluation.train_loss,
-                    "bce": evaluation.train_bce,
-                    "pwiser": evaluation.train_pwiser,
-                },
-                nodes=self.nodes,
-                seconds=Seconds(
-                    setup=setup_s,
-                    training=evaluation.training_s,
-                    evaluation=evaluation.evaluation_s,
-                    lane=now - taken_since,
-                ),
+            seconds = Seconds(
+                setup=setup_s,
+                training=evaluation.training_s,
+                evaluation=evaluation.evaluation_s,
+                lane=before.lane + now - taken_since,
             )
+            reports.append(replace(report, seconds=seconds))
+            if not report.last and now - kept_at >= task.state_every_s:
+                self._keep(task, training, reports)
+                kept_at = time.perf_counter()
             self.free_since = now
-            if not self._report(task, report):
+            if not self._report(task, reports[-1]):
                 break
+
+    def _evaluated(self, evaluation: Evaluation) -> Report:
+        return Report(
+            index=evaluation.index,
+            last=evaluation.last,
+            step=evaluation.step,
+            epoch=evaluation.epoch,
+            metrics=evaluation.metrics,
+            train={
+                "loss": evaluation.train_loss,
+                "bce": evaluation.train_bce,
+                "pwiser": evaluation.train_pwiser,
+            },
+            nodes=self.nodes,
+        )
+
+    def _go_on(self, task: TrialTask, training: Training) -> list[Report]:
+        """Take over what an earlier lane, or job, left of the trial; give its evaluations so far.
+
+        A state that rank 0 cannot read is worth a warning and a fresh start.
+        """
+        if not self._decide(lambda: _has_state(task)):
+            return []
+        state = _read_state(task)
+        training.restore(state)
+        return REPORTS.validate_json(state.notes[REPORTS_NOTE])
+
+    def _keep(self, task: TrialTask, training: Training, reports: list[Report]) -> None:
+        """Write down where the trial is; whoever goes on with it repeats these evaluations."""
+        if self.workers.rank == 0:
+            notes = {REPORTS_NOTE: REPORTS.dump_json(reports).decode()}
+            with tempfile.TemporaryDirectory() as directory:
+                replace(training.state(), notes=notes).save(Path(directory))
+                upload(Path(directory), task.state)
 
     def _test(self, task: TestTask) -> None:
         with download(task.checkpoint) as directory:
@@ -229,22 +264,61 @@ class _Lane:
         return answer[0]  # type: ignore[return-value]
 
 
+def _has_state(task: TrialTask) -> bool:
+    if not exists(task.state):
+        return False
+    try:
+        _read_state(task)
+    except CheckpointError as error:
+        logger.warning("trial %s starts over: %s", task.id, error)
+        return False
+    return True
+
+
+def _read_state(task: TrialTask) -> TrainingState:
+    with download(task.state) as directory:
+        return TrainingState.load(directory)
+
+
+def _score(report: Report, task: TrialTask) -> float:
+    return score(objective_values(report.metrics, task.objectives))
+
+
+@dataclass(frozen=True)
+class _Limit:
+    """How many seconds a trial may hold its lane, from `since` on (time.perf_counter)."""
+
+    seconds: float | None
+    since: float
+
+    @property
+    def reason(self) -> str | None:
+        """Why the trial has failed, if its time is over."""
+        if self.seconds is None or time.perf_counter() - self.since < self.seconds:
+            return None
+        return f"it took longer than budget.trial_hours ({self.seconds / 3600:g})"
+
+
 class _CancelPoll:
     """Answers after every step whether the trial is cancelled, alike on all ranks.
 
     Rank 0 looks about every `CANCEL_POLL_S`; how many steps that is it tells the others with every
-    answer, so that they meet at the same step.
+    answer, so that they meet at the same step. A trial beyond its limit it cancels itself.
     """
 
     def __init__(
         self,
-        wait_cancelled: Any,  # noqa: ANN401 - an actor's method
+        queue: ray.actor.ActorHandle,
         task_id: str,
+        limit: _Limit,
         decide: Callable[[Callable[[], tuple[bool, int]]], tuple[bool, int]],
         workers: Workers,
     ) -> None:
+        self.queue = queue
+        self.task_id = task_id
+        self.limit = limit
         self.decide = decide
-        self.reference = wait_cancelled.remote(task_id) if workers.rank == 0 else None
+        self.reference = queue.wait_cancelled.remote(task_id) if workers.rank == 0 else None
         self.steps_to_go = self.stride = 1
         self.looked = time.perf_counter()
 
@@ -261,4 +335,7 @@ class _CancelPoll:
         step_s = max(now - self.looked, 1e-6) / self.stride
         self.looked = now
         done, _ = ray.wait([self.reference], timeout=0)
+        if not done and self.limit.reason is not None:
+            ray.get(self.queue.fail.remote(self.task_id, self.limit.reason))
+            done = [self.reference]
         return bool(done), max(int(CANCEL_POLL_S / step_s), 1)

@@ -59,7 +59,11 @@ class TrialTask:
         configuration: a `TrialConfiguration` as JSON values.
         objectives: what decides which evaluation is the best.
         checkpoint: directory URI of the checkpoint.
+        state: directory URI of the training state, from which another lane can go on.
         reading: how to read the dataset.
+        limit_s: seconds of a lane after which the trial has failed; None for no limit.
+        state_every_s: of training after which its state is worth writing; a lost lane costs at
+            most this and what lies between two evaluations.
     """
 
     id: str
@@ -67,7 +71,10 @@ class TrialTask:
     configuration: dict[str, Any]
     objectives: tuple[Literal["mean_auc", "ctr_auc", "ctcvr_auc"], ...]
     checkpoint: str
+    state: str
     reading: Reading = Reading()
+    limit_s: float | None = None
+    state_every_s: float = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)

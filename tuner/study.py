@@ -85,6 +85,11 @@ class Trial:
         return f"{self.study.directory}/trial-{self.number:04d}"
 
     @property
+    def state_directory(self) -> str:
+        """The place of its training state, until it has ended."""
+        return f"{self.directory}-state"
+
+    @property
     def usable(self) -> bool:
         """Whether the trial has an evaluation, and with it a checkpoint, that counts."""
         return self.best is not None and self.state is not TrialState.FAILED

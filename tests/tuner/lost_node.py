@@ -35,6 +35,7 @@ def task(directory: Path, dataset: str, name: str) -> TrialTask:
         configuration=configuration.model_dump(mode="json"),
         objectives=("mean_auc",),
         checkpoint=str(directory / "checkpoints" / name),
+        state=str(directory / "states" / name),
     )
 
 

@@ -1,6 +1,8 @@
 """What a lane does between its steps, on a real queue; whole lanes are in test_lanes."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import ray
@@ -8,9 +10,9 @@ import torch
 
 from trainables.workers import Workers
 from tuner.cluster import connected
-from tuner.lane import CANCEL_POLL_S, _CancelPoll
+from tuner.lane import CANCEL_POLL_S, _CancelPoll, _Limit
 from tuner.lanes import queue_actor
-from tuner.messages import TrialTask
+from tuner.messages import Ended, TrialTask
 
 pytestmark = pytest.mark.ray
 
@@ -28,14 +30,35 @@ def queue(ray_session: None) -> ray.actor.ActorHandle:
     """A queue with one trial, "a"."""
     queue = queue_actor().remote()
     task = TrialTask(
-        id="a", dataset="/data/us", configuration={}, objectives=("mean_auc",), checkpoint="/c"
+        id="a",
+        dataset="/data/us",
+        configuration={},
+        objectives=("mean_auc",),
+        checkpoint="/c",
+        state="/nowhere-state",
     )
     ray.get(queue.submit.remote(task))
     return queue
 
 
-def poll_of(queue: ray.actor.ActorHandle) -> _CancelPoll:
-    return _CancelPoll(queue.wait_cancelled, "a", lambda look: look(), ALONE)
+def poll_of(
+    queue: ray.actor.ActorHandle,
+    *,
+    decide: Callable[[Any], tuple[bool, int]] = lambda look: look(),
+    limit_s: float | None = None,
+) -> _CancelPoll:
+    limit = _Limit(limit_s, since=time.perf_counter())
+    return _CancelPoll(queue, "a", limit, decide, ALONE)
+
+
+def test_a_trial_beyond_its_limit_has_failed(queue: ray.actor.ActorHandle) -> None:
+    assert not poll_of(queue, limit_s=3600.0)()
+    poll = poll_of(queue, limit_s=0.36)
+    while not poll():
+        pass
+    ended = ray.get(queue.next_message.remote("a"))
+    reason = "it took longer than budget.trial_hours (0.0001)"
+    assert ended == Ended(kind="failed", reason=reason)
 
 
 def test_a_trial_goes_on_until_it_is_cancelled(queue: ray.actor.ActorHandle) -> None:
@@ -54,7 +77,7 @@ def test_quick_steps_look_seldom(queue: ray.actor.ActorHandle) -> None:
         found: tuple[bool, int] = look()  # type: ignore[operator]
         return found
 
-    poll = _CancelPoll(queue.wait_cancelled, "a", decide, ALONE)
+    poll = poll_of(queue, decide=decide)
     for _ in range(10_000):
         assert not poll()
     assert looks < 1000

@@ -4,6 +4,7 @@ import gc
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,25 @@ class Recorded(nn.Module):
         if num_lines(self.record) <= self.deaths:
             os.kill(os.getpid(), signal.SIGKILL)
 
+class Stepping(nn.Module):
+    '''Writes a line for every step; dies once, before the step `dies_at`.'''
+
+    num_heads = 2
+
+    def __init__(self, inputs: Inputs, *, record: str = "", dies_at: int = 0) -> None:
+        super().__init__()
+        self.record, self.dies_at = pathlib.Path(record), dies_at
+        self.linear = nn.Linear(inputs.num_numericals, 2)
+        self.dropout = nn.Dropout(0.2)
+
+    def forward(self, ids, numericals):
+        if self.training and ids.device.type != "meta":
+            with self.record.open("a") as lines:
+                lines.write(f"{os.getpid()}\\n")
+            if num_lines(self.record) == self.dies_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return self.dropout(self.linear(numericals))
+
 def num_lines(path):
     return len(path.read_text().splitlines()) if path.is_file() else 0
 """
@@ -85,6 +105,7 @@ def task(directory: Path, dataset: Dataset, name: str, **settings: Any) -> Trial
         configuration=configuration.model_dump(mode="json"),
         objectives=("mean_auc",),
         checkpoint=str(directory / "checkpoints" / name),
+        state=str(directory / "states" / name),
     )
 
 
@@ -169,6 +190,44 @@ def test_a_dead_worker_takes_its_own_lane_down_and_no_other_lane_of_its_run(
     }
     assert begun["dies"][0] != begun["dies"][1]
     assert lost == []
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_lost_trial_goes_on_from_its_last_state_to_the_same_end(
+    directory: Path, ray_of_three_cores: None, tiny_dataset: Dataset
+) -> None:
+    def stepping(name: str, dies_at: int) -> TrialTask:
+        configuration = TrialConfiguration.create(
+            "recorded:Stepping",
+            {"record": str(directory / name), "dies_at": dies_at},
+            training=TrainingSettings(epochs=2, batch_size=256, evaluate_every=0.25),
+        )
+        return replace(
+            task(directory, tiny_dataset, name),
+            configuration=configuration.model_dump(mode="json"),
+            state_every_s=0.0,
+        )
+
+    lanes = Lanes(num_lanes=1, workers_per_lane=1, cpus_per_worker=1, gpus_per_worker=0)
+    queue, told = queue_actor().remote(), dict[str, list[Report]]()
+    storage = str(directory / "train")
+    with open_lanes(lanes, queue, job="goes-on", storage_path=storage, on_all_lost=print):
+        for one in (stepping("whole", 0), stepping("broken", 12)):
+            ray.get(queue.submit.remote(one))
+            told[one.id] = [ray.get(queue.next_message.remote(one.id))]
+            while not told[one.id][-1].last:
+                told[one.id].append(ray.get(queue.next_message.remote(one.id)))
+    whole, broken = told["whole"], told["broken"]
+    assert [(r.index, r.step, r.metrics) for r in broken] == [
+        (r.index, r.step, r.metrics) for r in whole
+    ]
+    # what was trained after the last evaluation before its death was trained again, nothing else
+    kept = max(report.step for report in whole if report.step < 12)
+    assert len(lines(directory, "whole")) == whole[-1].step
+    assert len(lines(directory, "broken")) == 12 + whole[-1].step - kept
+    assert len(set(lines(directory, "broken"))) == 2
+    assert broken[-1].seconds.training > broken[-2].seconds.training
 
 
 UNPLACED = """

@@ -42,6 +42,7 @@ def make_task(trial: Trial) -> TrialTask:
         configuration={},
         objectives=trial.objectives,
         checkpoint="/nowhere",
+        state="/nowhere-state",
     )
 
 

@@ -13,7 +13,12 @@ SOON_S = 5.0
 
 def task(name: str = "a") -> TrialTask:
     return TrialTask(
-        id=name, dataset="/data/us", configuration={}, objectives=("mean_auc",), checkpoint="/c"
+        id=name,
+        dataset="/data/us",
+        configuration={},
+        objectives=("mean_auc",),
+        checkpoint="/c",
+        state="/nowhere-state",
     )
 
 

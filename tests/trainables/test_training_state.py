@@ -1,0 +1,149 @@
+"""A training that goes on from a file ends as one that was never interrupted, to the last bit."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from trainables import (
+    CheckpointError,
+    DeviceImpressions,
+    Evaluation,
+    Inputs,
+    LossSettings,
+    TrainingSettings,
+    TrialConfiguration,
+    Workers,
+)
+from trainables.training import Training
+from trainables.training_state import STATE_FILE, TrainingState
+
+Told = list[dict[str, Any]]
+INPUTS = Inputs(vocabulary_sizes=(10, 30), num_numericals=3)
+ALONE = Workers(device=torch.device("cpu"))
+SETTINGS: dict[str, dict[str, Any]] = {
+    "shared_bottom": {"bottom_units": [8]},
+    "mmoe": {"expert_units": [8], "num_experts": 2, "gate_units": []},
+    "ple": {"expert_units": [8], "num_experts": 2, "gate_units": []},
+    "dnn": {"hidden_units": [8]},
+    "masknet": {"hidden_units": [8]},
+}
+
+
+def make_split(num_rows: int, seed: int) -> DeviceImpressions:
+    generator = torch.Generator().manual_seed(seed)
+    sizes = INPUTS.vocabulary_sizes
+    ids = [torch.randint(size, (num_rows,), generator=generator) for size in sizes]
+    numericals_ND = torch.randn(num_rows, INPUTS.num_numericals, generator=generator)
+    clicks_N = torch.rand(num_rows, generator=generator) < ids[0] / 12
+    conversions_N = clicks_N & (numericals_ND[:, 0] > 0.3)
+    return DeviceImpressions(
+        torch.stack(ids, dim=1), numericals_ND, clicks_N.byte(), conversions_N.byte()
+    )
+
+
+TRAIN, VALID = make_split(1_000, seed=0), make_split(301, seed=1)
+
+
+def configure(model: str = "mmoe", **training: Any) -> TrialConfiguration:
+    settings = {"epochs": 2, "batch_size": 100, "learning_rate": 0.01, "precision": "float32"}
+    return TrialConfiguration.create(
+        model,
+        SETTINGS[model] | {"embedding_dim": 4},
+        training=TrainingSettings(**settings | training),
+        loss=LossSettings(),
+    )
+
+
+def start(configuration: TrialConfiguration) -> Training:
+    return Training(configuration, INPUTS, TRAIN, VALID, ALONE)
+
+
+def told(evaluation: Evaluation) -> dict[str, Any]:
+    """All but the clock."""
+    values = vars(evaluation).copy()
+    assert values.pop("training_s") > 0
+    assert values.pop("evaluation_s") > 0
+    return values
+
+
+def finish(training: Training) -> tuple[Told, dict[str, torch.Tensor]]:
+    found = [told(evaluation) for evaluation in training.evaluations()]
+    return found, {name: value.clone() for name, value in training.model.state_dict().items()}
+
+
+def interrupt(configuration: TrialConfiguration, directory: Path, after: int) -> None:
+    """Train until so many evaluations, and save the state there."""
+    training = start(configuration)
+    for evaluation in training.evaluations():
+        if evaluation.index == after:
+            training.state().save(directory)
+            return
+
+
+@pytest.mark.parametrize(
+    ("model", "changes"),
+    [
+        ("mmoe", {}),
+        ("ple", {"model.batch_norm": True}),
+        ("shared_bottom", {"model.dropout": 0.3}),
+        ("masknet", {}),
+        ("dnn", {"training.embedding_optimizer": "sparse", "training.folding": "off"}),
+    ],
+)
+@pytest.mark.parametrize("after", [1, 4])
+def test_it_ends_as_an_uninterrupted_one(
+    tmp_path: Path, model: str, changes: dict[str, Any], after: int
+) -> None:
+    configuration = configure(model, epochs=3, evaluate_every=0.4).replace(changes)
+    whole, expected = finish(start(configuration))
+    assert len(whole) == 6
+    interrupt(configuration, tmp_path, after)
+    torch.rand(3)  # whatever another trial does to the random state
+    training = start(configuration)
+    training.restore(TrainingState.load(tmp_path))
+    rest, weights = finish(training)
+    assert rest == whole[after:]
+    assert all(torch.equal(value, weights[name]) for name, value in expected.items())
+
+
+def test_the_seconds_go_on(tmp_path: Path) -> None:
+    configuration = configure(epochs=2)
+    interrupt(configuration, tmp_path, 1)
+    state = TrainingState.load(tmp_path)
+    training = start(configuration)
+    training.restore(state)
+    (last,) = training.evaluations()
+    assert last.training_s > state.training_s > 0
+    assert last.evaluation_s > state.evaluation_s > 0
+
+
+def test_notes_are_kept(tmp_path: Path) -> None:
+    state = start(configure()).state()
+    noted = TrainingState(state.tensors, 0, 1.5, 0.25, {"reports": '["é"]'})
+    noted.save(tmp_path)
+    found = TrainingState.load(tmp_path)
+    assert found.notes == {"reports": '["é"]'}
+    assert (found.step, found.training_s, found.evaluation_s) == (0, 1.5, 0.25)
+
+
+def test_the_state_of_another_trial_is_refused(tmp_path: Path) -> None:
+    interrupt(configure("mmoe"), tmp_path, 1)
+    for other in (configure("dnn"), configure("mmoe").replace({"model.embedding_dim": 3})):
+        with pytest.raises(CheckpointError, match="a training state of another trial"):
+            start(other).restore(TrainingState.load(tmp_path))
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "empty", "flipped"])
+def test_a_file_that_cannot_be_read_is_told(tmp_path: Path, damage: str) -> None:
+    interrupt(configure(), tmp_path, 1)
+    path = tmp_path / STATE_FILE
+    content = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        changed = {"cut": content[:-5], "empty": b"", "flipped": b"\xff" + content[1:]}
+        path.write_bytes(changed[damage])
+    with pytest.raises(CheckpointError, match=r"state\.safetensors: cannot be read as a training"):
+        TrainingState.load(tmp_path)

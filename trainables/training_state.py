@@ -1,0 +1,119 @@
+"""What a trial needs to go on where it was: one safetensors file, tensors and a few numbers.
+
+Nothing in it is code: reading a file from a storage that others write to runs none.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from trainables.checkpoint import CheckpointError
+from trainables.optimizers import Optimizers
+
+__all__ = ["STATE_FILE", "TrainingState"]
+
+STATE_FILE = "state.safetensors"
+NUMBERS = ("step", "training_s", "evaluation_s")
+RANDOM = "random"
+RANDOM_CUDA = "random_cuda"
+MODEL = "model."
+OPTIMIZERS = "optimizers."
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """A trial between two steps.
+
+    Attributes:
+        tensors: weights, the optimisers' moments, the random state.
+        step: optimiser steps done, which is the position in the data too.
+        training_s: seconds of training so far.
+        evaluation_s: seconds of evaluation so far.
+        notes: texts by name, of whoever keeps the state.
+    """
+
+    tensors: Mapping[str, Tensor]
+    step: int
+    training_s: float
+    evaluation_s: float
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def capture(
+        cls,
+        model: nn.Module,
+        optimizers: Optimizers,
+        *,
+        step: int,
+        training_s: float,
+        evaluation_s: float,
+    ) -> "TrainingState":
+        """Copy the state of a training to the CPU."""
+        tensors = {f"{MODEL}{name}": value for name, value in model.state_dict().items()}
+        tensors |= {f"{OPTIMIZERS}{name}": value for name, value in optimizers.state().items()}
+        tensors[RANDOM] = torch.get_rng_state()
+        if any(value.is_cuda for value in tensors.values()):
+            tensors[RANDOM_CUDA] = torch.cuda.get_rng_state()
+        copies = {
+            name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()
+        }
+        return cls(copies, step, training_s, evaluation_s)
+
+    def restore(self, model: nn.Module, optimizers: Optimizers) -> None:
+        """Put weights, moments and the random state back.
+
+        Raises:
+            CheckpointError: if they are of another model.
+        """
+        try:
+            model.load_state_dict(self._below(MODEL))
+            optimizers.restore(self._below(OPTIMIZERS))
+            torch.set_rng_state(self.tensors[RANDOM])
+            if RANDOM_CUDA in self.tensors and torch.cuda.is_available():
+                torch.cuda.set_rng_state(self.tensors[RANDOM_CUDA])
+        except (RuntimeError, KeyError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"a training state of another trial ({reason})") from error
+
+    def save(self, directory: Path) -> None:
+        """Write the one file of a state into an existing directory."""
+        numbers = {name: repr(getattr(self, name)) for name in NUMBERS}
+        safetensors.torch.save_file(
+            dict(self.tensors), directory / STATE_FILE, {**self.notes, **numbers}
+        )
+
+    @classmethod
+    def load(cls, directory: Path) -> "TrainingState":
+        """Read what `save` wrote.
+
+        Raises:
+            CheckpointError: if the file is missing or damaged.
+        """
+        try:
+            with safetensors.safe_open(directory / STATE_FILE, "pt") as file:
+                notes = dict(file.metadata() or {})
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return cls(
+                tensors,
+                int(notes.pop("step")),
+                float(notes.pop("training_s")),
+                float(notes.pop("evaluation_s")),
+                notes,
+            )
+        except (OSError, safetensors.SafetensorError, KeyError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(
+                f"{directory / STATE_FILE}: cannot be read as a training state ({reason})"
+            ) from error
+
+    def _below(self, prefix: str) -> dict[str, Tensor]:
+        return {
+            name.removeprefix(prefix): value
+            for name, value in self.tensors.items()
+            if name.startswith(prefix)
+        }
