@@ -7,7 +7,7 @@ threads there are.
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -27,7 +27,9 @@ def num_threads() -> int:
     return min(os.cpu_count() or 1, _MAX_THREADS)  # macOS does not tell
 
 
-def map_in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+def map_in_order(
+    function: Callable[[Item], Result], items: Iterable[Item]
+) -> Generator[Result, None, None]:
     """Apply a function to every item on several threads; give the results in order.
 
     At most two items per thread are held. The first failure in the order of the items is raised

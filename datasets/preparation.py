@@ -5,8 +5,8 @@ second encodes and writes. A source needs no more than to give its rows twice. B
 by all cores and joined in their order, so that the result does not depend on the machine.
 """
 
-import contextlib
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -101,17 +101,17 @@ class _Preparation:
         survey, all_findings = Survey.empty(self.schema), Findings()
         for source in self.sources:
             self.schema.check_columns(source.rows.columns, file=source.rows.name)
-        passes = self.map_sources(self.work.survey, self.sources)
-        for source, results in zip(self.sources, passes, strict=True):
-            findings = Findings()
-            for part, found in results:
-                survey.merge(part)
-                findings.merge(found)
-                self.report(ProgressReport("checking rows", survey.num_rows, None))
-            findings.refuse(
-                source.rows.name, fill_fix=fill_fix, refuse_orphans=self.work.cleaner.refuses
-            )
-            all_findings.merge(findings)
+        with closing(self.map_sources(self.work.survey, self.sources)) as passes:
+            for source, results in zip(self.sources, passes, strict=True):
+                findings = Findings()
+                for part, found in results:
+                    survey.merge(part)
+                    findings.merge(found)
+                    self.report(ProgressReport("checking rows", survey.num_rows, None))
+                findings.refuse(
+                    source.rows.name, fill_fix=fill_fix, refuse_orphans=self.work.cleaner.refuses
+                )
+                all_findings.merge(findings)
         return survey, all_findings
 
     def check_splits(self, rows: Mapping[str, int]) -> None:
@@ -175,11 +175,13 @@ class _Preparation:
             for name in self.splits
         }
         done = 0
-        with contextlib.ExitStack() as stack:
+        with ExitStack() as stack:
             for output in outputs.values():
                 stack.enter_context(output.parts)
                 stack.enter_context(output.truth)
-            for results in self.map_sources(partial(self.work.encode, encoder), self.sources):
+            encode = partial(self.work.encode, encoder)
+            passes = stack.enter_context(closing(self.map_sources(encode, self.sources)))
+            for results in passes:
                 for encoded in results:
                     for split, part in encoded.items():
                         outputs[split].add(part)

@@ -5,7 +5,7 @@ merging and the writing, which stay with the caller: the dataset is the same, to
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TypeVar
 
@@ -45,7 +45,7 @@ def _results(stream: "Iterable[ray.ObjectRef[Result]]") -> Iterator[Result]:
 
 def map_sources_on_cluster(
     function: Callable[[SplitSource, RawBatch], Result], sources: Sequence[SplitSource]
-) -> Iterator[Iterator[Result]]:
+) -> Generator[Iterator[Result], None, None]:
     """Read the sources by Ray tasks, as many at once as there are free cores (`MapSources`).
 
     The cores are held from the first result to the last, so that the task whose results come next

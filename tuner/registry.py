@@ -4,6 +4,7 @@ The model `pwiser-<dataset>` is an MLflow pyfunc that takes raw features. Its al
 the version to serve, `previous` the one before it.
 """
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -115,13 +116,18 @@ def _log(client: MlflowClient, result: DatasetResult, name: str, export: Path) -
 
 @contextmanager
 def _stores(uri: str) -> Iterator[None]:
-    """Point MLflow's module, which alone can log models, to a store for a while."""
-    before = mlflow.get_tracking_uri()
+    """Point MLflow's module, which alone can log models, to a store for a while.
+
+    It keeps the store in the environment too, for processes that it starts.
+    """
+    before = os.environ.get("MLFLOW_TRACKING_URI")
     mlflow.set_tracking_uri(uri)
     try:
         yield
     finally:
-        mlflow.set_tracking_uri(before)
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+        if before is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = before
 
 
 def _signature(predictor: trainables.Predictor, example: pd.DataFrame) -> ModelSignature:

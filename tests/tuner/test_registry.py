@@ -158,10 +158,12 @@ def champion(finished: Finished) -> str:
     """Register three winners; give the URI of the champion."""
     with pytest.raises(MlflowException):
         finished.client.get_registered_model("pwiser-shop")  # what was refused left nothing
+    before = os.environ.get("MLFLOW_TRACKING_URI")
     first = register_winner(finished.client, finished.with_evidence(0.01, 0.01), "shop")
     register_winner(finished.client, finished.results, "shop", force=True)
     last = register_winner(finished.client, finished.with_evidence(0.02, 0.02), "shop")
     assert (first, last) == (1, 3)
+    assert os.environ.get("MLFLOW_TRACKING_URI") == before
     return f"models:/pwiser-shop@{CHAMPION}"
 
 
