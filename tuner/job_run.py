@@ -213,7 +213,8 @@ class JobRun:
                     observers=[told.tracker, told.keeper, progress],
                 )
                 run.run(missing, num_lanes)
-        if any(not replicate.state.ended for replicate in missing) or search.stop_reason:
+        done = {TrialState.COMPLETE, TrialState.FAILED}
+        if any(replicate.state not in done for replicate in missing):
             console.print(
                 f"{search.stop_reason}: winners and baselines were not repeated with all seeds; "
                 "the same command with a longer budget.hours goes on",

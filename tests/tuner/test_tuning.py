@@ -192,7 +192,8 @@ def test_best_is_the_best_validation_evaluation_and_has_test_metrics(
     found = best(shop_job, "shop-job", capsys)
     assert found["job"] == "shop-job"
     winner = found["datasets"]["shop"]
-    assert set(winner) == {"model", "config", "metrics", "baseline", "checkpoint", "run_id"}
+    keys = {"model", "config", "metrics", "baseline", "checkpoint", "run_id", "evidence"}
+    assert set(winner) == keys
     scores = {
         run.info.run_id: run.data.metrics["best/objective"] for run in shop_job.trials("shop-job")
     }
@@ -275,7 +276,8 @@ def test_a_begun_job_refuses_a_changed_file(
     assert pwiser(monkeypatch, "tune", str(changed)) == 2
     assert (
         "name: job 'shop-job' was begun with other settings (loss.gate was hinge, is literal); "
-        "undo the change (only search.trials, search.replicates, budget.hours may grow)"
+        "undo the change (only search.trials, search.replicates, budget.hours, "
+        "budget.trial_hours may grow)"
     ) in capsys.readouterr().err
 
 
@@ -378,15 +380,20 @@ def test_a_killed_worker_loses_no_trial(
 
 
 def test_a_spent_budget_ends_the_search_with_a_winner(
-    workshop: Workshop, ray_session: None, monkeypatch: pytest.MonkeyPatch
+    workshop: Workshop,
+    ray_session: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     job = workshop.write_job(
         name="budget",
         models=["dnn"],
-        search={"sampler": "random", "trials": 10_000, "pruner": "none"},
+        search={"sampler": "random", "trials": 10_000, "pruner": "none", "replicates": 2},
         budget={"hours": 20 / 3600},
     )
     assert pwiser(monkeypatch, "tune", str(job)) == 0
+    assert "the budget is spent: winners and baselines were not repeated" in capsys.readouterr().out
+    assert workshop.runs("budget", "replicate") == []
     trials = workshop.trials("budget")
     assert 2 <= len(trials) < 10_000
     assert all(run.info.status in {"FINISHED", "KILLED"} for run in trials)
