@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test cluster-test
+.PHONY: demo test chaos cluster-test
 
 .venv/installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -18,7 +18,11 @@ test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -m "not cluster"
+	$(BIN)/pytest -m "not cluster and not chaos"
+
+# SIGKILL of every part of a running job, CHAOS_ROUNDS times each (about a minute a round and part).
+chaos: .venv/installed
+	CHAOS_ROUNDS=$(or $(CHAOS_ROUNDS),3) $(BIN)/pytest tests/chaos --durations 10
 
 # The service on hosts of its own: needs root, iproute2, curl and Debian's postgresql; skips with a reason without.
 cluster-test: .venv/installed

@@ -2,12 +2,14 @@
 
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import ray
 from mlflow.tracking import MlflowClient
 from ray import tune
+from ray.exceptions import RayActorError
 from rich.console import Console
 
 from datasets import Dataset
@@ -38,6 +40,7 @@ __all__ = ["JobRun"]
 
 RAY_DIRECTORY = ".ray"
 MIB = 1024**2
+QUEUE_DIED = "the actor of its queue died"
 FIGURES = ("curves", "history", "landscape")
 """Of a study's report, kept with its run."""
 TRIAL_RESOURCES = {"memory": 1}  # a byte: Tune refuses none, and a share of a CPU can starve lanes
@@ -103,6 +106,10 @@ class JobRun:
         search = JobSearch(searches, [tracker, keeper, told.progress, stopwatch])
         try:
             self._search_on_lanes(lanes, queue, search, requests, told, console)
+        except RayActorError as error:
+            raise JobFailedError(
+                f"job {self._job.name!r}: {QUEUE_DIED}; the same command goes on with it"
+            ) from error
         finally:
             search.close()
             tracker.close()
@@ -159,7 +166,8 @@ class JobRun:
 
         def stop(reason: str) -> None:
             search.stop(reason)
-            ray.get(queue.cancel_all.remote(reason))
+            with suppress(RayActorError):  # that it died is told already
+                ray.get(queue.cancel_all.remote(reason))
 
         with open_lanes(
             lanes,
@@ -174,7 +182,7 @@ class JobRun:
                 watched_lanes(lanes, queue, console),
                 told.progress,
             ):
-                self._run_tune(search, queue, lanes.num_lanes)
+                self._run_tune(search, queue, lanes.num_lanes, requests)
             search.close()
             self._check_requests(search, requests)
             with requests.passed_to(stop):
@@ -226,12 +234,30 @@ class JobRun:
         if requests.interrupted:
             raise JobInterruptedError(_interrupted_line(self._job, search))
         if requests.failure is not None:
-            raise JobFailedError(f"job {self._job.name!r}: no lane is left: {requests.failure}")
+            raise JobFailedError(
+                f"job {self._job.name!r}: {requests.failure}; the same command goes on with it"
+            )
 
-    def _run_tune(self, search: JobSearch, queue: ray.actor.ActorHandle, num_lanes: int) -> None:
+    def _run_tune(
+        self,
+        search: JobSearch,
+        queue: ray.actor.ActorHandle,
+        num_lanes: int,
+        requests: StopRequests,
+    ) -> None:
         if search.stop_reason is not None or all(found.ended for found in search.searches):
             return
-        searcher = JobSearcher(search, self._make_task, lambda trial: queue.cancel.remote(trial.id))
+
+        def cancel(trial: Trial) -> bool:
+            try:
+                ray.get(queue.cancel.remote(trial.id))
+            except RayActorError:
+                search.stop(QUEUE_DIED)
+                requests.fail(QUEUE_DIED)
+                return False
+            return True
+
+        searcher = JobSearcher(search, self._make_task, cancel)
         trainable = tune.with_resources(
             tune.with_parameters(LaneTrial, queue=queue), TRIAL_RESOURCES
         )

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import ray
+from ray.exceptions import RayActorError
 from rich.console import Console
 
 from tuner.cluster import Lanes, free_resources
@@ -29,7 +30,10 @@ def watched_lanes(lanes: Lanes, queue: ray.actor.ActorHandle, console: Console) 
     def watch() -> None:
         wait_s = FIRST_LOOK_S
         while not over.wait(wait_s):
-            num_up = ray.get(queue.num_lanes.remote())
+            try:
+                num_up = ray.get(queue.num_lanes.remote())
+            except RayActorError:  # of which the job hears elsewhere
+                return
             if num_up >= lanes.num_lanes:
                 return
             line = waiting_line(lanes, num_up, free_resources())

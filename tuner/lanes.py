@@ -8,10 +8,11 @@ lanes of the run go on. A lane of several workers, which start anew together, ha
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.constants import get_env_vars_to_propagate
@@ -31,6 +32,9 @@ MAX_RUNS = 4
 
 MAX_RESTARTS = 8
 """Times that a lane's workers are started again before the lane is given up."""
+
+MAX_STARTS = 4
+"""Times that a Train run is started whose controller dies."""
 
 CLOSE_TIMEOUT_S = 20.0
 """Seconds that the runs have to end; one whose workers were never placed would not end at all."""
@@ -88,25 +92,20 @@ def open_lanes(
         on_all_lost: called with the reason once no lane is left, from another thread.
     """
     names = [f"{job}-lane-{index}" for index in range(lanes.num_lanes)]
-    runs = spread_lanes(names, workers_per_lane=lanes.workers_per_lane)
-    lost: list[tuple[str, ...]] = []
+    shares = spread_lanes(names, workers_per_lane=lanes.workers_per_lane)
+    runs = [_Run(shared, lanes, queue, storage_path) for shared in shares]
+    lost: list[_Run] = []
     closing = threading.Event()
 
-    def run(trainer: _LaneTrainer, shared: tuple[str, ...]) -> None:
-        try:
-            trainer.fit()
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever ends it, its tasks go on
-            if closing.is_set():  # Ray, too, may have ended: it raises SystemExit in threads
-                return
-            ray.get([queue.lose_lane.remote(name) for name in shared])
-            lost.append(shared)
+    def serve(run: _Run) -> None:
+        reason = run.serve(closing)
+        if reason is not None:
+            lost.append(run)
             if len(lost) == len(runs):
-                on_all_lost(" ".join(str(error).split()))
+                on_all_lost(f"no lane is left: {reason}")
 
-    trainers = [_trainer(shared, lanes, queue, storage_path) for shared in runs]
     threads = [
-        threading.Thread(target=run, args=(trainer, shared), name=shared[0], daemon=True)
-        for trainer, shared in zip(trainers, runs, strict=True)
+        threading.Thread(target=serve, args=(run,), name=run.names[0], daemon=True) for run in runs
     ]
     for thread in threads:
         thread.start()
@@ -114,16 +113,58 @@ def open_lanes(
         yield
     finally:
         closing.set()
-        ray.get(queue.cancel_all.remote("the job has ended"))
-        ray.get(queue.close.remote())
+        with suppress(RayActorError):  # the queue is dead, and its lanes have gone with it
+            ray.get(queue.cancel_all.remote("the job has ended"))
+            ray.get(queue.close.remote())
         deadline = time.monotonic() + CLOSE_TIMEOUT_S
         for thread in threads:
             thread.join(max(deadline - time.monotonic(), 0.0))
-        for trainer, thread in zip(trainers, threads, strict=True):
-            if thread.is_alive() and trainer.controller is not None:
-                ray.kill(trainer.controller)
+        for run, thread in zip(runs, threads, strict=True):
+            if thread.is_alive() and run.trainer.controller is not None:
+                ray.kill(run.trainer.controller)
                 thread.join(KILL_TIMEOUT_S)
         ray.kill(queue)
+
+
+class _Run:
+    """A Train run and the lanes that share it.
+
+    Ray Train replaces workers that die; a run whose controller dies is started anew here.
+    """
+
+    def __init__(
+        self, names: tuple[str, ...], lanes: Lanes, queue: ray.actor.ActorHandle, storage_path: str
+    ) -> None:
+        self.names = names
+        self._lanes = lanes
+        self._queue = queue
+        self._storage_path = storage_path
+        self.trainer = self._new_trainer(0)
+
+    def _new_trainer(self, start: int) -> "_LaneTrainer":
+        name = f"{self.names[0]}-{start}" if start else self.names[0]
+        return _trainer(name, self.names, self._lanes, self._queue, self._storage_path)
+
+    def serve(self, closing: threading.Event) -> str | None:
+        """Hold the run open until the queue closes; return why it ended before, if it did."""
+        for start in range(MAX_STARTS):
+            if start:
+                self.trainer = self._new_trainer(start)
+            try:
+                self.trainer.fit()
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever ends it
+                if closing.is_set():  # Ray, too, may have ended: it raises SystemExit in threads
+                    return None
+                reason = " ".join(str(error).split())
+                try:
+                    ray.get([self._queue.lose_lane.remote(name) for name in self.names])
+                except RayActorError:
+                    return "the actor of its queue died"
+                if not isinstance(error, RayActorError):
+                    return reason
+            else:
+                return None
+        return reason
 
 
 class _LaneTrainer(TorchTrainer):  # type: ignore[misc]
@@ -148,7 +189,11 @@ class _LaneTrainer(TorchTrainer):  # type: ignore[misc]
 
 
 def _trainer(
-    names: tuple[str, ...], lanes: Lanes, queue: ray.actor.ActorHandle, storage_path: str
+    run_name: str,
+    names: tuple[str, ...],
+    lanes: Lanes,
+    queue: ray.actor.ActorHandle,
+    storage_path: str,
 ) -> _LaneTrainer:
     resources = {"CPU": float(lanes.cpus_per_worker)}
     if lanes.gpus_per_worker:
@@ -165,7 +210,7 @@ def _trainer(
             resources_per_worker=resources,
         ),
         run_config=RunConfig(
-            name=names[0],
+            name=run_name,
             storage_path=storage_path,
             failure_config=FailureConfig(max_failures=MAX_RESTARTS * len(names)),
         ),

@@ -40,14 +40,14 @@ class JobSearcher(_Unsaved, Searcher):
     Args:
         search: of the job.
         make_task: turns a trial into what a lane is given.
-        cancel_task: takes a trial's task from its lane.
+        cancel_task: takes a trial's task from its lane; says whether that could be told.
     """
 
     def __init__(
         self,
         search: JobSearch,
         make_task: Callable[[Trial], TrialTask],
-        cancel_task: Callable[[Trial], object],
+        cancel_task: Callable[[Trial], bool],
     ) -> None:
         super().__init__()
         self._search = search
@@ -66,12 +66,18 @@ class JobSearcher(_Unsaved, Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Pass on a trial's last message; without one its Tune actor died."""
+        """Pass on a trial's last message; without one its Tune actor died, or the queue did.
+
+        Where it was the queue, the trial is not to blame: it is left for the job's next run.
+        """
         trial = self.trials[trial_id]
         message = (result or {}).get(REPORT) or (result or {}).get(ENDED)
         if error or message is None:
-            message = Ended(kind="failed", reason="its Tune actor died")
-            self._cancel_task(trial)  # nobody else would: its lane waits for a verdict
+            # nobody else would take it back: its lane waits for a verdict
+            if self._cancel_task(trial):
+                message = Ended(kind="failed", reason="its Tune actor died")
+            else:
+                message = Ended(kind="stopped", reason="the queue died")
         self._search.ended(trial, message)
 
     def save(self, checkpoint_path: str) -> None:

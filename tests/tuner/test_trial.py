@@ -84,7 +84,7 @@ def test_a_trial_whose_tune_actor_dies_fails_and_the_others_go_on(
     study = Study(dataset="us", dataset_uri="/data/us", model="dnn")
     search = JobSearch([StudySearch(study, job)], [])
     queue, verdicts = queue_actor().remote(), list[bool]()
-    searcher = JobSearcher(search, make_task, lambda trial: queue.cancel.remote(trial.id))
+    searcher = JobSearcher(search, make_task, lambda trial: bool(queue.cancel.remote(trial.id)))
     lane = threading.Thread(target=serve, args=(queue, verdicts), daemon=True)
     lane.start()
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)

@@ -1,0 +1,229 @@
+"""SIGKILL of every part of a running job, at random moments: nothing lost, nothing run twice.
+
+Each round runs a job, kills one process of it, gives the same command again until the job is done,
+and compares with the undisturbed job: the same trials, each once, with the same parameters, states
+and metrics; no run left open, no process, no training state. `CHAOS_ROUNDS` says how often.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+
+from datasets import synthesize
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "1"))
+TIMEOUT_S = 300
+SLOW = """
+import time
+from torch import nn
+from trainables.models import Inputs
+
+class Slow(nn.Module):
+    num_heads = 2
+
+    def __init__(self, inputs: Inputs, *, step_s: float = 0.1) -> None:
+        super().__init__()
+        self.step_s = step_s
+        self.linear = nn.Linear(inputs.num_numericals, 2)
+
+    def forward(self, ids, numericals):
+        if self.training and ids.device.type != "meta":
+            time.sleep(self.step_s)
+        return self.linear(numericals)
+"""
+VICTIMS = {
+    "worker": "ray::RayTrainWorker",
+    "controller": "ray::TrainController",
+    "tune-actor": "ray::ResourceTrainable",
+    "queue": "ray::TrialQueue",
+    "driver": "",
+}
+ALWAYS = ("controller", "queue")
+"""Those that `make test` kills too, once; the others are a part of `make chaos` alone."""
+TUNE_ACTOR_DIED = "its Tune actor died"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where jobs run; they differ by their names alone."""
+
+    directory: Path
+
+    def write_job(self, name: str) -> Path:
+        job = {
+            "name": name,
+            "datasets": [str(self.directory / "tiny")],
+            "models": ["slow:Slow"],
+            "search": {
+                "sampler": "grid",
+                "pruner": "none",
+                "trials": 6,
+                "replicates": 0,
+                "space": {"loss.alpha": {"values": [0.01, 0.03, 0.1, 0.2]}},
+            },
+            "training": {"epochs": 2, "batch_size": 256, "evaluate_every": 0.25},
+            "resources": {"lanes": 2, "cpus_per_worker": 1},
+            "storage": str(self.directory / "storage"),
+        }
+        path = self.directory / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(job))
+        return path
+
+    def tune(self, job: Path) -> "subprocess.Popen[str]":
+        paths = [str(self.directory), *filter(None, sys.path)]
+        return subprocess.Popen(
+            [sys.executable, "-m", "tuner", "tune", str(job)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        )
+
+    def runs(self, job: str) -> list[Run]:
+        client = MlflowClient(f"sqlite:///{self.directory / 'storage' / 'mlflow.db'}")
+        experiment = client.get_experiment_by_name(job)
+        assert experiment is not None
+        return list(client.search_runs([experiment.experiment_id]))
+
+    def trials(self, job: str) -> list[Run]:
+        found = [run for run in self.runs(job) if run.data.tags["pwiser.kind"] == "trial"]
+        return sorted(found, key=lambda run: int(run.data.tags["pwiser.trial"]))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    directory = tmp_path_factory.mktemp("chaos")
+    synthesize(out=directory / "tiny", impressions=4_000, seed=0)
+    (directory / "slow.py").write_text(SLOW)
+    return Place(directory)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(place: Place) -> list[Run]:
+    process = place.tune(place.write_job("undisturbed"))
+    said, _ = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0, said
+    return place.trials("undisturbed")
+
+
+def facts(run: Run) -> tuple[dict[str, str], str, dict[str, float]]:
+    """What must not depend on what was killed: all but the clock and the final test."""
+    metrics = {
+        name: value
+        for name, value in run.data.metrics.items()
+        if not name.startswith(("time/", "test/"))
+    }
+    return run.data.params, run.data.tags["pwiser.state"], metrics
+
+
+def kill(process: "subprocess.Popen[str]", title: str) -> bool:
+    """Kill one process of a job, the driver where there is no title; False if there is none."""
+    if not title:
+        process.kill()
+        return True
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        try:
+            if child.cmdline()[:1] and child.cmdline()[0].startswith(title):
+                found.append(child)
+        except psutil.Error:
+            continue
+    if not found:
+        return False
+    os.kill(random.choice(found).pid, signal.SIGKILL)
+    return True
+
+
+def disturb(process: "subprocess.Popen[str]", title: str, moment: float) -> str:
+    """Kill a part of a job some time after its first trial has ended; return what the job said."""
+    assert process.stdout is not None
+    said = ""
+    while "/6 done" not in said:
+        line = process.stdout.readline()
+        assert line, said
+        said += line
+    time.sleep(moment)
+    deadline = time.monotonic() + 10
+    while not kill(process, title):
+        assert time.monotonic() < deadline, f"no {title}"
+        time.sleep(0.05)
+    rest, _ = process.communicate(timeout=TIMEOUT_S)
+    return said + rest
+
+
+@pytest.fixture
+def no_process_is_left() -> Iterator[Callable[[int], None]]:
+    def check(session: int) -> None:
+        deadline = time.monotonic() + 120  # Ray's agents see after a minute that their raylet died
+        while left := [p for p in psutil.process_iter() if is_of(p, session)]:
+            assert time.monotonic() < deadline, left
+            time.sleep(0.5)
+
+    yield check
+
+
+def is_of(process: psutil.Process, session: int) -> bool:
+    try:
+        return os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE
+    except (OSError, psutil.Error):
+        return False
+
+
+def marks(victim: str, number: int) -> list[pytest.MarkDecorator]:
+    return [] if victim in ALWAYS and number == 0 else [pytest.mark.chaos]
+
+
+@pytest.mark.parametrize(
+    ("victim", "number"),
+    [
+        pytest.param(victim, number, marks=marks(victim, number), id=f"{victim}-{number}")
+        for victim in VICTIMS
+        for number in range(ROUNDS)
+    ],
+)
+def test_nothing_is_lost_and_nothing_runs_twice(
+    place: Place,
+    undisturbed: list[Run],
+    no_process_is_left: Callable[[int], None],
+    victim: str,
+    number: int,
+) -> None:
+    moment = random.Random(f"{victim}-{number}").uniform(0, 2)
+    name = f"{victim}-{number}"
+    job = place.write_job(name)
+    process = place.tune(job)
+    said = disturb(process, VICTIMS[victim], moment)
+    assert victim == "queue" or "Traceback" not in said, said  # Tune tells of its actors' end
+    no_process_is_left(process.pid)
+    if process.returncode != 0:
+        assert victim in {"queue", "driver"}, said
+        assert victim == "driver" or (process.returncode == 1 and "goes on with it" in said), said
+        again = place.tune(job)
+        said, _ = again.communicate(timeout=TIMEOUT_S)
+        assert again.returncode == 0, said
+        no_process_is_left(again.pid)
+    trials = place.trials(name)
+    assert [run.data.tags["pwiser.trial"] for run in trials] == [str(n) for n in range(6)]
+    assert {run.info.status for run in place.runs(name)} <= {"FINISHED", "FAILED"}
+    failed = [run for run in trials if run.info.status == "FAILED"]
+    assert len(failed) <= (1 if victim == "tune-actor" else 0), said
+    assert all(run.data.tags["pwiser.failure"] == TUNE_ACTOR_DIED for run in failed)
+    for run, expected in zip(trials, undisturbed, strict=True):
+        if run not in failed:
+            assert facts(run) == facts(expected)
+    assert list(place.directory.glob(f"storage/{name}/*/*/*/*-state")) == []
