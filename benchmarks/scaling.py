@@ -25,9 +25,6 @@ import argparse
 import json
 import logging
 import os
-import platform
-import subprocess
-import sys
 import tempfile
 import threading
 from collections import Counter, defaultdict
@@ -38,9 +35,10 @@ from typing import Any
 
 import psutil
 import ray
-import torch
+from apart import measured_apart
 from mlflow.tracking import MlflowClient
 from rich.console import Console
+from run_header import run_header
 from torch import Tensor, nn
 
 from datasets import synthesize
@@ -238,15 +236,7 @@ def measure_apart(data: Path, lanes: int, trials_per_lane: int, trial_s: float) 
     with tempfile.TemporaryDirectory() as directory:
         (Path(directory) / "data").symlink_to(data)
         numbers = [str(lanes), str(trials_per_lane), str(trial_s)]
-        command = [sys.executable, __file__, "--measure", directory, *numbers]
-        environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-        result = subprocess.run(
-            command, check=False, capture_output=True, text=True, env=environment
-        )
-    if result.returncode != 0:
-        sys.exit(f"{lanes} lanes: failed\n{result.stdout}{result.stderr}")
-    figures: Figures = json.loads(result.stdout.splitlines()[-1])
-    return figures
+        return measured_apart(__file__, "--measure", directory, *numbers, shown=f"{lanes} lanes")
 
 
 def print_throughput(figures: Sequence[Figures]) -> list[float]:
@@ -313,15 +303,7 @@ def main() -> None:
         return
     if len(arguments.lanes) < 2 or arguments.trials_per_lane < 2:
         parser.error("needs at least two numbers of lanes, and two trials per lane")
-    run = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "ray": ray.__version__,
-        "torch": torch.__version__,
-        "seed": SEED,
-        "commit": git_commit(),
-        "load": os.getloadavg()[0],
-    }
-    print("; ".join(f"{name} {value}" for name, value in run.items()))
+    run = run_header(SEED, "ray", "torch")
     with tempfile.TemporaryDirectory() as directory:
         data = Path(directory) / "data"
         synthesize(out=str(data), impressions=IMPRESSIONS, preset="demo", seed=SEED)
@@ -341,15 +323,6 @@ def main() -> None:
         **project_head(*figures[-2:]),
     }
     print(json.dumps({**summary, **run, "trial_s": arguments.trial_s, "figures": figures}))
-
-
-def git_commit() -> str:
-    """The commit of the working tree, or that there is none."""
-    command = ["git", "describe", "--always", "--dirty"]
-    result = subprocess.run(
-        command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent
-    )
-    return result.stdout.strip() or "none"
 
 
 if __name__ == "__main__":

@@ -23,8 +23,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -33,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from apart import measured_apart
 from mlflow.tracking import MlflowClient
 from ray import train as ray_train
 from ray import tune
@@ -209,15 +208,7 @@ def measure_apart(side: str, data: Path, trials: int) -> Figures:
     """`measure` in a process and a directory of its own; nothing of either stays."""
     with tempfile.TemporaryDirectory() as directory:
         (Path(directory) / "data").symlink_to(data)
-        command = [sys.executable, __file__, "--measure", side, directory, str(trials)]
-        environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-        result = subprocess.run(
-            command, check=False, capture_output=True, text=True, env=environment
-        )
-    if result.returncode != 0:
-        sys.exit(f"{side}: failed\n{result.stdout}{result.stderr}")
-    figures: Figures = json.loads(result.stdout.splitlines()[-1])
-    return figures
+        return measured_apart(__file__, "--measure", side, directory, str(trials), shown=side)
 
 
 def measure_rounds(rounds: int, trials: Mapping[str, int]) -> dict[str, list[Figures]]:

@@ -26,8 +26,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -37,6 +35,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from apart import measured_apart
 from mlflow.tracking import MlflowClient
 from process_memory import Growth, ProcessMemory
 from rich.console import Console
@@ -285,15 +284,9 @@ def search_apart(data: Path, arguments: Figures) -> Figures:
     with tempfile.TemporaryDirectory() as directory:
         for size in IMPRESSIONS:
             (Path(directory) / size).symlink_to(data / size)
-        command = [sys.executable, __file__, "--measure", directory, json.dumps(arguments)]
-        environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-        result = subprocess.run(
-            command, check=False, capture_output=True, text=True, env=environment
+        return measured_apart(
+            __file__, "--measure", directory, json.dumps(arguments), shown=str(arguments)
         )
-    if result.returncode != 0:
-        sys.exit(f"{arguments}: failed\n{result.stdout}{result.stderr}")
-    search: Figures = json.loads(result.stdout.splitlines()[-1])
-    return search
 
 
 def main() -> None:
