@@ -14,13 +14,13 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 from datasets.filesystem import locate, staged_directory
 from tuner.errors import JobNotFoundError, StorageError
-from tuner.results import JobResult
+from tuner.results import DatasetResult, JobResult
 from tuner.storage import download, join, upload
 
 if TYPE_CHECKING:
     from trainables.program import ProgramFormat
 
-__all__ = ["ENCODER_DIRECTORY", "EXAMPLE_FILE", "export_winner", "save_encoder"]
+__all__ = ["ENCODER_DIRECTORY", "EXAMPLE_FILE", "export_winner", "find_winner", "save_encoder"]
 
 ENCODER_DIRECTORY = "encoder"
 """Beside a dataset's studies in a job's storage: what encodes its raw features."""
@@ -37,6 +37,20 @@ def save_encoder(dataset: Dataset, uri: str) -> None:
     with tempfile.TemporaryDirectory() as directory:
         pq.write_table(dataset.raw_rows("test", EXAMPLE_ROWS), Path(directory) / EXAMPLE_FILE)
         upload(Path(directory), uri)
+
+
+def find_winner(results: JobResult, dataset: str) -> DatasetResult:
+    """Find a dataset's winner.
+
+    Raises:
+        JobNotFoundError: if the job has no such dataset.
+    """
+    if dataset not in results.datasets:
+        raise JobNotFoundError(
+            f"--dataset {dataset}: no such dataset in job {results.job!r}; "
+            f"it has {', '.join(results.datasets)}"
+        )
+    return results.datasets[dataset]
 
 
 def export_winner(
@@ -56,12 +70,7 @@ def export_winner(
         CheckpointError: if the model cannot be written as that program.
         StorageError: if the checkpoint is gone, or the directory cannot be written.
     """
-    if dataset not in results.datasets:
-        raise JobNotFoundError(
-            f"--dataset {dataset}: no such dataset in job {results.job!r}; "
-            f"it has {', '.join(results.datasets)}"
-        )
-    checkpoint = results.datasets[dataset].checkpoint
+    checkpoint = find_winner(results, dataset).checkpoint
     encoder = join(checkpoint.rsplit("/", 2)[0], ENCODER_DIRECTORY)
     try:
         with staged_directory(locate(out), shown=str(out)) as stage:

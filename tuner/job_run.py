@@ -20,11 +20,11 @@ from tuner.export import ENCODER_DIRECTORY, save_encoder
 from tuner.job import Job
 from tuner.job_search import JobSearch
 from tuner.lane_watch import watched_lanes
-from tuner.lanes import open_lanes
+from tuner.lanes import QUEUE_DIED, open_lanes
 from tuner.messages import Ended, Reading, TestTask, TrialTask
 from tuner.progress import Progress, ReplicateProgress
 from tuner.replicates import ReplicateRun, plan_replicates
-from tuner.results import find_winners, read_results
+from tuner.results import find_winners
 from tuner.resume import read_replicate_runs, read_study_runs
 from tuner.search import StudySearch
 from tuner.stopping import SECONDS_PER_HOUR, StopRequests
@@ -40,7 +40,6 @@ __all__ = ["JobRun"]
 
 RAY_DIRECTORY = ".ray"
 MIB = 1024**2
-QUEUE_DIED = "the actor of its queue died"
 FIGURES = ("curves", "history", "landscape")
 """Of a study's report, kept with its run."""
 TRIAL_RESOURCES = {"memory": 1}  # a byte: Tune refuses none, and a share of a CPU can starve lanes
@@ -120,10 +119,11 @@ class JobRun:
         """Say in the MLflow UI what came out: on the experiment, and on each study's run."""
         from tuner.report import read_report, study_figures, study_markdown  # draws: slow to import
 
-        results = read_results(self._client, self._job.name)
-        note = results_markdown(results)
-        self._client.set_experiment_tag(self._experiment_id, "mlflow.note.content", note)
-        for study in read_report(self._client, self._job.name).studies:
+        report = read_report(self._client, self._job.name)
+        if report.results is not None:
+            note = results_markdown(report.results)
+            self._client.set_experiment_tag(self._experiment_id, "mlflow.note.content", note)
+        for study in report.studies:
             if study.evidence is not None:
                 log_evidence(self._client, study.run_id, study.evidence)
             note = study_markdown(study)

@@ -177,9 +177,10 @@ class _Lane:
 
         A state that rank 0 cannot read is worth a warning and a fresh start.
         """
-        if not self._decide(lambda: _has_state(task)):
+        found = _find_state(task) if self.workers.rank == 0 else None
+        if not self._decide(lambda: found is not None):
             return []
-        state = _read_state(task)
+        state = _read_state(task) if found is None else found
         training.restore(state)
         return REPORTS.validate_json(state.notes[REPORTS_NOTE])
 
@@ -264,15 +265,14 @@ class _Lane:
         return answer[0]  # type: ignore[return-value]
 
 
-def _has_state(task: TrialTask) -> bool:
+def _find_state(task: TrialTask) -> TrainingState | None:
     if not exists(task.state):
-        return False
+        return None
     try:
-        _read_state(task)
+        return _read_state(task)
     except CheckpointError as error:
         logger.warning("trial %s starts over: %s", task.id, error)
-        return False
-    return True
+        return None
 
 
 def _read_state(task: TrialTask) -> TrainingState:

@@ -25,13 +25,15 @@ from tuner.lane_backend import SeparateWorkersConfig
 from tuner.network import NodeTorchConfig
 from tuner.trial_queue import TrialQueue
 
-__all__ = ["open_lanes", "queue_actor", "spread_lanes"]
+__all__ = ["QUEUE_DIED", "open_lanes", "queue_actor", "spread_lanes"]
 
 MAX_RUNS = 4
 """Train runs of one job's lanes of one worker: up to as many lanes, each has a run to itself."""
 
 MAX_RESTARTS = 8
 """Times that a lane's workers are started again before the lane is given up."""
+
+QUEUE_DIED = "the actor of its queue died"
 
 MAX_STARTS = 4
 """Times that a Train run is started whose controller dies."""
@@ -159,7 +161,7 @@ class _Run:
                 try:
                     ray.get([self._queue.lose_lane.remote(name) for name in self.names])
                 except RayActorError:
-                    return "the actor of its queue died"
+                    return QUEUE_DIED
                 if not isinstance(error, RayActorError):
                     return reason
             else:

@@ -23,7 +23,7 @@ import datasets
 import trainables
 from tuner import pyfunc_model
 from tuner.errors import EvidenceError
-from tuner.export import EXAMPLE_FILE, export_winner
+from tuner.export import EXAMPLE_FILE, export_winner, find_winner
 from tuner.results import DatasetResult, JobResult
 from tuner.versions import installed_versions
 
@@ -59,12 +59,12 @@ def register_winner(
         EvidenceError: if the evidence does not say better.
         StorageError: if the checkpoint is gone.
     """
+    result = find_winner(results, dataset)
+    if not force:
+        _check_evidence(results.job, dataset, result)
     with tempfile.TemporaryDirectory() as directory:
         export = Path(directory) / "export"
         export_winner(results, dataset, export)
-        result = results.datasets[dataset]
-        if not force:
-            _check_evidence(results.job, dataset, result)
         version = _log(client, result, model_name(dataset), export)
     tags = {"pwiser.job": results.job, "pwiser.model": result.model}
     evidence = result.evidence.get(result.model)

@@ -26,6 +26,7 @@ __all__ = [
     "JobResult",
     "find_experiment",
     "find_winners",
+    "job_result",
     "objectives_of",
     "read_evidence",
     "read_job_file",
@@ -143,7 +144,16 @@ def read_results(client: MlflowClient, job: str) -> JobResult:
         raise JobNotFoundError(
             f"job {job!r}: has no winner yet; it is still running or was stopped (see pwiser ui)"
         )
-    evidence = read_evidence(client, job)
+    return job_result(client, job, winners, read_evidence(client, job))
+
+
+def job_result(
+    client: MlflowClient,
+    job: str,
+    winners: Mapping[str, Run],
+    evidence: Mapping[str, dict[str, Evidence]],
+) -> JobResult:
+    """Put winners, as `find_winners` gives them, and evidence, as `read_evidence`, together."""
     return JobResult(
         job=job,
         datasets={

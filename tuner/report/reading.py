@@ -17,10 +17,10 @@ from tuner.results import (
     Metrics,
     find_experiment,
     find_winners,
+    job_result,
     objectives_of,
     read_evidence,
     read_job_file,
-    read_results,
     search_all,
 )
 from tuner.tracking import LANES_TAG, SECONDS_METRICS, VERSIONS_TAG
@@ -150,7 +150,7 @@ def read_report(client: MlflowClient, job: str) -> JobReport:
     for run in all_trials:
         trials[run.data.tags["pwiser.study"]].append(run)
     runs = sorted(search_all(client, experiment_id, "study"), key=lambda run: run.info.start_time)
-    evidence = read_evidence(client, job)
+    winners, evidence = find_winners(client, job), read_evidence(client, job)
     studies = tuple(
         _study(client, run, trials[run.data.tags["pwiser.study"]], evidence)
         for run in runs
@@ -164,7 +164,7 @@ def read_report(client: MlflowClient, job: str) -> JobReport:
         job_file=read_job_file(client, job),
         versions=json.loads(runs[0].data.tags.get(VERSIONS_TAG, "{}")),
         studies=studies,
-        results=read_results(client, job) if find_winners(client, job) else None,
+        results=job_result(client, job, winners, evidence) if winners else None,
         hours=(max(ends) - begun) / MS_PER_HOUR if ends else 0.0,
     )
 
