@@ -14,7 +14,7 @@ from tuner.clock import clock
 from tuner.messages import Report
 from tuner.replicates import Replicate
 from tuner.search import StudySearch
-from tuner.study import Trial, TrialState, choose_winner
+from tuner.study import Trial, TrialState, choose_winner, short_params
 
 __all__ = ["Progress", "ReplicateProgress"]
 
@@ -184,12 +184,5 @@ def _best(search: StudySearch) -> str:
 
 
 def _point(trial: Trial) -> str:
-    """Name what the search chose, by the last parts of the paths."""
-    if trial.baseline:
-        return "alpha 0"
-    return " ".join(
-        f"{path.rpartition('.')[2]} {value:.4g}"
-        if isinstance(value, float)
-        else f"{path.rpartition('.')[2]} {value}"
-        for path, value in trial.params.items()
-    )
+    """Name what the search chose."""
+    return "alpha 0" if trial.baseline else " ".join(short_params(trial.params))

@@ -1,5 +1,6 @@
 """A study: the search for one pair of a dataset and a model, and what became of its trials."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar
@@ -8,7 +9,7 @@ from trainables.configuration import TrialConfiguration
 from tuner.messages import Report
 from tuner.objective import Objective, objective_values, score
 
-__all__ = ["PastTrial", "Study", "Trial", "TrialState", "choose_winner"]
+__all__ = ["PastTrial", "Study", "Trial", "TrialState", "choose_winner", "short_params"]
 
 
 class TrialState(StrEnum):
@@ -130,6 +131,16 @@ class PastTrial:
     state: TrialState
     reports: tuple[Report, ...] = ()
     failure: str | None = None
+
+
+def short_params(params: Mapping[str, object]) -> list[str]:
+    """Name each parameter by the last part of its path, with its value."""
+    return [
+        f"{path.rpartition('.')[2]} {value:.4g}"
+        if isinstance(value, float)
+        else f"{path.rpartition('.')[2]} {value}"
+        for path, value in params.items()
+    ]
 
 
 def choose_winner(trials: list[Trial]) -> Trial | None:

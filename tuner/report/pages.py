@@ -1,14 +1,17 @@
 """A report as a page: HTML in one file, Markdown, or JSON."""
 
 import base64
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import jinja2
 
 from tuner.clock import clock
+from tuner.evidence import Comparison, Evidence
 from tuner.report.figures import study_figures
 from tuner.report.reading import JobReport, StudyReport
+from tuner.study import short_params
 
 __all__ = ["html_page", "json_page", "markdown_page", "study_markdown"]
 
@@ -46,7 +49,7 @@ def markdown_page(report: JobReport) -> str:
 
 def study_markdown(study: StudyReport) -> str:
     """Write one study's verdict and best trials as Markdown, for the MLflow UI."""
-    return _environment("study.md").get_template("study.md").render(study=study)
+    return _template("study.md").render(study=study)
 
 
 def html_page(report: JobReport) -> str:
@@ -61,94 +64,88 @@ def html_page(report: JobReport) -> str:
 
 
 def _render(template: str, report: JobReport, **more: object) -> str:
-    return (
-        _environment(template)
-        .get_template(template)
-        .render(
-            report=report,
-            tables=_tables(report),
-            made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-            **more,
-        )
-    )
+    made = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+    return _template(template).render(report=report, tables=_tables(report), made=made, **more)
 
 
-def _environment(template: str) -> jinja2.Environment:
+def _template(name: str) -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("tuner.report"),
-        autoescape=template.endswith(".html"),
+        autoescape=jinja2.select_autoescape(),
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {"clock": clock, "number": _number, "params": _params}
-    return environment
+    return environment.get_template(name)
 
 
 def _number(value: float | None, form: str = ".4f") -> str:
     return "-" if value is None else format(value, form)
 
 
-def _params(params: dict[str, object]) -> str:
-    """Name parameters by the last parts of their paths."""
-    return ", ".join(
-        f"{name.rpartition('.')[2]} {value:.4g}"
-        if isinstance(value, float)
-        else f"{name.rpartition('.')[2]} {value}"
-        for name, value in params.items()
-    )
+def _params(params: Mapping[str, object]) -> str:
+    return ", ".join(short_params(params))
 
 
 def _tables(report: JobReport) -> dict[str, list[PaperTable]]:
     """Lay out each dataset's replicates in the paper's form: AUC x 100 on test, mean and spread."""
     tables: dict[str, list[PaperTable]] = {}
     for dataset in dict.fromkeys(study.dataset for study in report.studies):
-        studies = [s for s in report.studies if s.dataset == dataset and s.evidence is not None]
+        found = [
+            study.evidence
+            for study in report.studies
+            if study.dataset == dataset and study.evidence is not None
+        ]
         groups = {
-            "MTL: two heads": [s for s in studies if s.model not in SINGLE_TASK],
-            "STL: one head": [s for s in studies if s.model in SINGLE_TASK],
+            "MTL: two heads": [one for one in found if one.model not in SINGLE_TASK],
+            "STL: one head": [one for one in found if one.model in SINGLE_TASK],
         }
         tables[dataset] = [_table(title, group) for title, group in groups.items() if group]
     return tables
 
 
-def _table(title: str, studies: list[StudyReport]) -> PaperTable:
-    columns = [
-        (head, metric, loss) for head, metric in HEADS.items() for loss in ("baseline", "winner")
-    ]
+def _table(title: str, evidence: list[Evidence]) -> PaperTable:
     best = {
         metric: max(
             (
-                getattr(study.evidence.metrics[metric], loss)
-                for study in studies
-                if study.evidence is not None and metric in study.evidence.metrics
-                for loss in ("baseline", "winner")
+                max(found.baseline, found.winner)
+                for one in evidence
+                if (found := one.metrics.get(metric)) is not None
             ),
             default=None,
         )
         for metric in HEADS.values()
     }
-    rows = []
-    for study in studies:
-        cells = []
-        for _, metric, loss in columns:
-            found = study.evidence.metrics.get(metric) if study.evidence else None
-            if found is None:
-                cells.append(Cell("-"))
-                continue
-            mean, deviation = getattr(found, loss), getattr(found, f"{loss}_sd")
-            note = (
-                f"{found.difference * 100:+.2f} [{found.low * 100:+.2f}, {found.high * 100:+.2f}]"
-            )
-            cells.append(
-                Cell(
-                    f"{mean * 100:.2f} ± {deviation * 100:.2f}",
-                    note if loss == "winner" else "",
-                    best=mean == best[metric],
-                )
-            )
-        rows.append((study.model, tuple(cells)))
-    headings = tuple(
-        f"{head} {'BCE' if loss == 'baseline' else 'PWiseR'}" for head, _, loss in columns
-    )
+    rows = [
+        (
+            one.model,
+            tuple(
+                cell
+                for metric in HEADS.values()
+                for cell in _cells(one.metrics.get(metric), best[metric])
+            ),
+        )
+        for one in evidence
+    ]
+    headings = tuple(f"{head} {loss}" for head in HEADS for loss in ("BCE", "PWiseR"))
     return PaperTable(title, headings, tuple(rows))
+
+
+def _cells(found: Comparison | None, best: float | None) -> tuple[Cell, Cell]:
+    """The baseline's and the winner's; below the latter its difference with its interval."""
+    if found is None:
+        return Cell("-"), Cell("-")
+    interval = f"[{found.low * 100:+.2f}, {found.high * 100:+.2f}]"
+    return (
+        Cell(_spread(found.baseline, found.baseline_sd), best=found.baseline == best),
+        Cell(
+            _spread(found.winner, found.winner_sd),
+            f"{found.difference * 100:+.2f} {interval}",
+            best=found.winner == best,
+        ),
+    )
+
+
+def _spread(mean: float, deviation: float) -> str:
+    return f"{mean * 100:.2f} ± {deviation * 100:.2f}"
