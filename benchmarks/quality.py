@@ -21,7 +21,13 @@ from run_header import run_header
 
 from datasets import open_dataset
 from datasets.sources.synthetic import synthesize
-from trainables import DeviceImpressions, Inputs, TrainingSettings, TrialConfiguration, Workers
+from trainables import (
+    DeviceImpressions,
+    TrainingSettings,
+    TrialConfiguration,
+    Workers,
+    inputs_of,
+)
 from trainables.metrics import evaluate
 from trainables.training import predict_logits, train
 
@@ -64,10 +70,7 @@ def main() -> None:
             name: DeviceImpressions.from_impressions(dataset.load(name), workers.device)
             for name in ("train", "test")
         }
-    inputs = Inputs(
-        vocabulary_sizes=tuple(dataset.manifest.vocabulary_sizes.values()),
-        num_numericals=splits["train"].numericals_ND.shape[1],
-    )
+    inputs = inputs_of(dataset)
     test = splits["test"]
     metrics: dict[str, dict[str, list[float]]] = {
         form: {"ctr_auc": [], "ctcvr_auc": []} for form in FORMS

@@ -30,7 +30,7 @@ import torch
 from run_header import run_header
 
 from datasets import Dataset, open_dataset, synthesize
-from trainables import Inputs, TrialConfiguration, load
+from trainables import TrialConfiguration, inputs_of, load
 from trainables.checkpoint import save_checkpoint
 from trainables.configuration import build_model
 from tuner.export import ENCODER_DIRECTORY, export_winner, save_encoder
@@ -53,8 +53,7 @@ def save_job(directory: Path, dataset: Dataset, settings: dict[str, Any], run_id
     checkpoint = directory / "storage" / "data" / "mmoe" / "trial-0001"
     checkpoint.mkdir(parents=True)
     configuration = TrialConfiguration.create("mmoe", settings)
-    manifest = dataset.manifest
-    inputs = Inputs(tuple(manifest.vocabulary_sizes.values()), len(manifest.statistics))
+    inputs = inputs_of(dataset)
     torch.manual_seed(SEED)
     save_checkpoint(checkpoint, configuration, inputs, build_model(configuration, inputs))
     save_encoder(dataset, str(directory / "storage" / "data" / ENCODER_DIRECTORY))

@@ -25,9 +25,8 @@ from typing import Any
 import torch
 
 from datasets import Dataset, open_dataset, synthesize
-from trainables.batches import WINDOWS_HELD, DeviceImpressions, Rows, StreamedRows
+from trainables.batches import WINDOWS_HELD, DeviceImpressions, Rows, StreamedRows, inputs_of
 from trainables.configuration import TrialConfiguration
-from trainables.models import Inputs
 from trainables.training import train
 from trainables.workers import Workers
 
@@ -81,10 +80,7 @@ def measure(uri: str, mode: str, size: str, buffer_bytes: int) -> dict[str, Any]
     """Train one epoch, and print what it took."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     dataset = open_dataset(uri)
-    inputs = Inputs(
-        vocabulary_sizes=tuple(dataset.manifest.vocabulary_sizes.values()),
-        num_numericals=len(dataset.manifest.table.numerical),
-    )
+    inputs = inputs_of(dataset)
     configuration = TrialConfiguration.create("mmoe", SIZES[size]).replace({"training.epochs": 1})
     peak = Peak()
     split, valid = (rows_of(dataset, name, mode, buffer_bytes) for name in ("train", "valid"))

@@ -31,7 +31,14 @@ from run_header import run_header
 
 from datasets import Impressions, open_dataset
 from datasets.sources.synthetic import synthesize
-from trainables import DeviceImpressions, Inputs, TrainingSettings, TrialConfiguration, Workers
+from trainables import (
+    DeviceImpressions,
+    Inputs,
+    TrainingSettings,
+    TrialConfiguration,
+    Workers,
+    inputs_of,
+)
 from trainables.training import train
 
 SEED = 0
@@ -194,10 +201,7 @@ def measure(side: str, size: str, model: str, arguments: argparse.Namespace) -> 
         clock = time.process_time
     device = torch.device(arguments.device)
     dataset = open_dataset(arguments.data)
-    inputs = Inputs(
-        vocabulary_sizes=tuple(dataset.manifest.vocabulary_sizes.values()),
-        num_numericals=len(dataset.manifest.statistics),
-    )
+    inputs = inputs_of(dataset)
     num_rows = ROWS.get((size, arguments.device), GPU_ROWS)
     loaded = {name: dataset.load(name) for name in ("train", "valid")}
     splits = {

@@ -41,7 +41,7 @@ from rich.console import Console
 from run_header import run_header
 
 from datasets import open_dataset, synthesize
-from trainables import DeviceImpressions, Inputs, TrialConfiguration, Workers, train
+from trainables import DeviceImpressions, TrialConfiguration, Workers, inputs_of, train
 from trainables.checkpoint import save_checkpoint
 from tuner.cluster import Lanes, alive_nodes, connected, plan_lanes
 from tuner.job import Job
@@ -164,10 +164,7 @@ def train_worker(config: dict[str, Any]) -> None:
         DeviceImpressions.from_impressions(dataset.load(split), device)
         for split in ("train", "valid")
     )
-    inputs = Inputs(
-        vocabulary_sizes=tuple(dataset.manifest.vocabulary_sizes.values()),
-        num_numericals=train_split.numericals_ND.shape[1],
-    )
+    inputs = inputs_of(dataset)
     workers = Workers(device=device)
     for evaluation, model in train(configuration, inputs, train_split, valid_split, workers):
         with tempfile.TemporaryDirectory() as directory:

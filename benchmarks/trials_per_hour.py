@@ -42,7 +42,13 @@ from rich.console import Console
 from run_header import run_header
 
 from datasets import open_dataset, synthesize
-from trainables import DeviceImpressions, Inputs, TrainingSettings, TrialConfiguration, Workers
+from trainables import (
+    DeviceImpressions,
+    TrainingSettings,
+    TrialConfiguration,
+    Workers,
+    inputs_of,
+)
 from trainables.training import train
 from tuner.cluster import connected
 from tuner.job import Job
@@ -185,10 +191,7 @@ def short_epochs(directory: Path, threads: int) -> int:
         DeviceImpressions.from_impressions(dataset.load(name), workers.device)
         for name in ("train", "valid")
     ]
-    inputs = Inputs(
-        vocabulary_sizes=tuple(dataset.manifest.vocabulary_sizes.values()),
-        num_numericals=splits[0].numericals_ND.shape[1],
-    )
+    inputs = inputs_of(dataset)
     configuration = TrialConfiguration.create(
         "mmoe", SMALL_MODEL, training=TrainingSettings(epochs=2)
     )

@@ -1,5 +1,6 @@
 """What a trial trains: models, the PWiseR loss, metrics, the training loop, exports."""
 
+from trainables.batches import inputs_of
 from trainables.checkpoint import CheckpointError, Predictor, load
 from trainables.configuration import (
     ConfigurationError,
@@ -24,6 +25,7 @@ __all__ = [
     "TrainingSettings",
     "TrialConfiguration",
     "Workers",
+    "inputs_of",
     "load",
     "train",
 ]

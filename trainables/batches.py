@@ -13,8 +13,9 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from datasets import Impressions
+from datasets import Dataset, Impressions
 from datasets.streaming import StreamedSplit, Window
+from trainables.models import Inputs
 from trainables.workers import Workers
 
 __all__ = [
@@ -24,10 +25,21 @@ __all__ = [
     "DeviceImpressions",
     "Rows",
     "StreamedRows",
+    "inputs_of",
 ]
 
 WINDOWS_HELD = 4
 """Windows that streaming holds at most: in use, ready, and two while one is read and shuffled."""
+
+
+def inputs_of(dataset: Dataset) -> Inputs:
+    """Return what a model of a dataset's rows reads, as its manifest has it."""
+    manifest = dataset.manifest
+    return Inputs(
+        vocabulary_sizes=tuple(manifest.vocabulary_sizes.values()),
+        num_numericals=len(manifest.table.numerical),
+        bag_lengths=manifest.bag_lengths,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from pydantic import TypeAdapter
 from torch import nn
 
 from datasets import Dataset, open_dataset
-from trainables.batches import WINDOWS_HELD, DeviceImpressions, Rows, StreamedRows
+from trainables.batches import WINDOWS_HELD, DeviceImpressions, Rows, StreamedRows, inputs_of
 from trainables.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from trainables.configuration import TrialConfiguration
 from trainables.execution import fits_in_memory
@@ -206,11 +206,7 @@ class _Lane:
         if loaded is None or (loaded.dataset.uri, loaded.reading) != (uri, reading):
             loaded = self.loaded = None  # frees the memory first
             dataset = open_dataset(uri)
-            inputs = Inputs(
-                vocabulary_sizes=tuple(dataset.manifest.vocabulary_sizes.values()),
-                num_numericals=len(dataset.manifest.table.numerical),
-                bag_lengths=dataset.manifest.bag_lengths,
-            )
+            inputs = inputs_of(dataset)
             train_rows, valid_rows = (
                 self._rows(dataset, split, reading) for split in ("train", "valid")
             )

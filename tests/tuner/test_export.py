@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from datasets import Dataset, OutputExistsError
-from trainables import Inputs, TrialConfiguration, load
+from trainables import TrialConfiguration, inputs_of, load
 from trainables.checkpoint import save_checkpoint
 from trainables.configuration import build_model
 from tuner.errors import JobNotFoundError, StorageError
@@ -23,8 +23,7 @@ def results(tmp_path: Path, tiny_dataset: Dataset) -> JobResult:
     checkpoint = root / "tiny" / "mmoe" / "trial-0001"
     checkpoint.mkdir(parents=True)
     configuration = TrialConfiguration.create("mmoe", SMALL)
-    sizes = tuple(tiny_dataset.manifest.vocabulary_sizes.values())
-    inputs = Inputs(sizes, num_numericals=len(tiny_dataset.manifest.statistics))
+    inputs = inputs_of(tiny_dataset)
     torch.manual_seed(0)
     save_checkpoint(checkpoint, configuration, inputs, build_model(configuration, inputs))
     tiny_dataset.encoder().save(join(str(root), "tiny", ENCODER_DIRECTORY))

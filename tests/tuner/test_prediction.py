@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from datasets import Dataset, OutputExistsError, TableError
-from trainables import CheckpointError, Inputs, TrialConfiguration, load
+from trainables import CheckpointError, TrialConfiguration, inputs_of, load
 from trainables.checkpoint import save_checkpoint
 from trainables.configuration import build_model
 from tuner.export import EXAMPLE_FILE, save_encoder
@@ -16,8 +16,7 @@ from tuner.prediction import predict_table
 def export(tmp_path_factory: pytest.TempPathFactory, tiny_dataset: Dataset) -> Path:
     directory = tmp_path_factory.mktemp("export")
     configuration = TrialConfiguration.create("dnn", {"embedding_dim": 2, "hidden_units": [4]})
-    manifest = tiny_dataset.manifest
-    inputs = Inputs(tuple(manifest.vocabulary_sizes.values()), len(manifest.statistics))
+    inputs = inputs_of(tiny_dataset)
     save_checkpoint(directory, configuration, inputs, build_model(configuration, inputs))
     save_encoder(tiny_dataset, str(directory))
     return directory

@@ -22,7 +22,7 @@ from mlflow.tracking import MlflowClient
 from torch import nn
 
 from datasets import Dataset, open_dataset, prepare_table
-from trainables import Inputs, TrialConfiguration, load
+from trainables import TrialConfiguration, inputs_of, load
 from trainables.checkpoint import save_checkpoint
 from trainables.configuration import build_model
 from tuner.errors import EvidenceError, JobNotFoundError
@@ -95,10 +95,7 @@ def save_winner(root: Path, dataset: Dataset) -> Path:
     checkpoint.mkdir(parents=True)
     settings = {"embedding_dim": 4, "expert_units": [8], "num_experts": 2}
     configuration = TrialConfiguration.create("mmoe", settings)
-    manifest = dataset.manifest
-    inputs = Inputs(
-        tuple(manifest.vocabulary_sizes.values()), len(manifest.statistics), manifest.bag_lengths
-    )
+    inputs = inputs_of(dataset)
     torch.manual_seed(0)
     model = build_model(configuration, inputs)
     for parameter in model.parameters():
