@@ -23,7 +23,8 @@ from tuner.lane_watch import watched_lanes
 from tuner.lanes import QUEUE_DIED, open_lanes
 from tuner.messages import Ended, Reading, TestTask, TrialTask
 from tuner.progress import Progress, ReplicateProgress
-from tuner.replicates import ReplicateRun, plan_replicates
+from tuner.replicate_run import ReplicateRun
+from tuner.replicates import plan_replicates
 from tuner.results import find_winners
 from tuner.resume import read_replicate_runs, read_study_runs
 from tuner.search import StudySearch

@@ -1,20 +1,16 @@
 """Replicates: a study's winner and baseline, trained again with fresh seeds and tested.
 
-They run on the lanes of the search once it is over, and steer nothing.
+They run once the search is over (`tuner.replicate_run`), and steer nothing.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import islice
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
-import ray
-
-from tuner.messages import Ended, Report, TestTask, TrialTask
 from tuner.search import StudySearch
-from tuner.study import Trial, TrialState, choose_winner
+from tuner.study import Trial, choose_winner
 
-__all__ = ["Replicate", "ReplicateObserver", "ReplicateRun", "plan_replicates"]
+__all__ = ["Replicate", "plan_replicates"]
 
 
 @dataclass(kw_only=True)
@@ -34,19 +30,6 @@ class Replicate(Trial):
     def directory(self) -> str:
         """Of its checkpoint, which is there until it has been tested."""
         return f"{super().directory}-seed-{self.seed}"
-
-
-class ReplicateObserver(Protocol):
-    """Somebody who is told of replicates."""
-
-    def replicate_started(self, replicate: Replicate) -> None:
-        """Take note of a new replicate."""
-
-    def replicate_evaluated(self, replicate: Replicate, report: Report) -> None:
-        """Take note of an evaluation on valid."""
-
-    def replicate_ended(self, replicate: Replicate) -> None:
-        """Take note of its end, with `test_metrics` if it ended well."""
 
 
 def plan_replicates(searches: Iterable[StudySearch], num_seeds: int) -> list[Replicate]:
@@ -81,80 +64,3 @@ def _replicate(trial: Trial, seed: int) -> Replicate:
         objectives=trial.objectives,
         seed=seed,
     )
-
-
-class ReplicateRun:
-    """Trains and tests replicates on the lanes of a job.
-
-    Args:
-        queue: of the lanes.
-        trial_task: makes a replicate's training.
-        test_task: makes the test of the checkpoint that it leaves.
-        observers: told in their order.
-    """
-
-    def __init__(
-        self,
-        queue: ray.actor.ActorHandle,
-        *,
-        trial_task: Callable[[Trial], TrialTask],
-        test_task: Callable[[Trial], TestTask],
-        observers: Sequence[ReplicateObserver],
-    ) -> None:
-        self._queue = queue
-        self._trial_task = trial_task
-        self._test_task = test_task
-        self._observers = list(observers)
-        self._messages: dict[ray.ObjectRef, tuple[Replicate, TrialTask | TestTask]] = {}
-
-    def run(self, replicates: Sequence[Replicate], num_lanes: int) -> None:
-        """Run all, as many at a time as there are lanes.
-
-        One that fails is reported as failed; a stop ends those that are left as stopped.
-        """
-        waiting = iter(replicates)
-        for replicate in islice(waiting, num_lanes):
-            self._begin(replicate)
-        while self._messages:
-            (ready,), _ = ray.wait(list(self._messages), num_returns=1)
-            replicate, task = self._messages.pop(ready)
-            self._hear(replicate, task, ray.get(ready))
-            if replicate.state.ended:
-                for following in islice(waiting, 1):
-                    self._begin(following)
-
-    def _begin(self, replicate: Replicate) -> None:
-        for observer in self._observers:
-            observer.replicate_started(replicate)
-        self._submit(replicate, self._trial_task(replicate))
-
-    def _submit(self, replicate: Replicate, task: TrialTask | TestTask) -> None:
-        ray.get(self._queue.submit.remote(task))
-        self._listen(replicate, task)
-
-    def _listen(self, replicate: Replicate, task: TrialTask | TestTask) -> None:
-        self._messages[self._queue.next_message.remote(task.id)] = (replicate, task)
-
-    def _hear(
-        self, replicate: Replicate, task: TrialTask | TestTask, message: Report | Ended
-    ) -> None:
-        if isinstance(message, Ended):
-            stopped = message.kind == "stopped"
-            replicate.failure = None if stopped else message.reason
-            self._end(replicate, TrialState.STOPPED if stopped else TrialState.FAILED)
-        elif isinstance(task, TestTask):
-            replicate.test_metrics = message.metrics
-            self._end(replicate, TrialState.COMPLETE)
-        else:
-            replicate.record(message)
-            for observer in self._observers:
-                observer.replicate_evaluated(replicate, message)
-            if message.last:
-                self._submit(replicate, self._test_task(replicate))
-            else:
-                self._listen(replicate, task)
-
-    def _end(self, replicate: Replicate, state: TrialState) -> None:
-        replicate.state = state
-        for observer in self._observers:
-            observer.replicate_ended(replicate)

@@ -1,5 +1,8 @@
 """Which replicates there are; `test_tuning.py` runs them."""
 
+import subprocess
+import sys
+
 import pytest
 
 from tuner.job import Job
@@ -64,3 +67,11 @@ def test_a_baseline_that_wins_has_nothing_beside_it() -> None:
 )
 def test_there_may_be_none(values: tuple[float | None, ...], num_seeds: int) -> None:
     assert plan_replicates(searched(*values).searches, num_seeds) == []
+
+
+def test_what_reads_records_does_not_wait_for_ray() -> None:
+    program = "import sys, tuner.tracking, tuner.results; print('ray' in sys.modules)"
+    found = subprocess.run(
+        [sys.executable, "-c", program], check=False, capture_output=True, text=True
+    )
+    assert found.stdout == "False\n", found.stderr
