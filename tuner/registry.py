@@ -13,7 +13,6 @@ from pathlib import Path
 import mlflow
 import pandas as pd
 import pyarrow.parquet as pq
-from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.tracking import MlflowClient
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
@@ -148,10 +147,7 @@ def _signature(predictor: trainables.Predictor, example: pd.DataFrame) -> ModelS
 
 
 def _crown(client: MlflowClient, name: str, version: int) -> None:
-    try:
-        former = client.get_model_version_by_alias(name, CHAMPION)
-    except MlflowException:
-        former = None
+    former = client.get_registered_model(name).aliases.get(CHAMPION)
     if former is not None:
-        client.set_registered_model_alias(name, PREVIOUS, former.version)
+        client.set_registered_model_alias(name, PREVIOUS, former)
     client.set_registered_model_alias(name, CHAMPION, str(version))
