@@ -31,7 +31,7 @@ from trainables.training import Evaluation, Training, TrainingError, predict_log
 from trainables.training_state import TrainingState
 from trainables.workers import Workers
 from tuner.lane_backend import lane_of
-from tuner.messages import Reading, Report, Seconds, Task, TestTask, TrialTask
+from tuner.messages import Generation, Reading, Report, Seconds, Task, TestTask, TrialTask
 from tuner.objective import objective_values, score
 from tuner.storage import download, exists, upload
 from tuner.trial_queue import CLOSED
@@ -81,19 +81,18 @@ class _Lane:
     def __init__(
         self, name: str, queue: ray.actor.ActorHandle, group: dist.ProcessGroup | None
     ) -> None:
-        self.name = name
         self.queue = queue
         self.control = None if group is None else dist.new_group(backend="gloo")
         device = ray.train.torch.get_device()
         if device.type == "cuda":
             torch.cuda.set_device(device)
         self.workers = Workers(device=device, group=group)
+        self.generation: Generation = self._decide(lambda: ray.get(queue.join.remote(name)))
         self.nodes = self._gather_nodes()
         self.loaded: _LoadedDataset | None = None
         self.free_since: float | None = None  # the wait for the first task is the job's start-up
 
     def serve(self) -> None:
-        self._ask(lambda: self.queue.lose_lane.remote(self.name))  # of workers before a restart
         while True:
             task = self._decide(self._take)
             if task == CLOSED:
@@ -101,11 +100,11 @@ class _Lane:
             if isinstance(task, str) or task is None:
                 continue
             self._run(task)
-            self._ask(lambda: self.queue.finish.remote(self.name))
+            self._ask(lambda: self.queue.finish.remote(self.generation))
 
     def _take(self) -> Task | str | None:
         answer: Task | str | None = ray.get(
-            self.queue.take.remote(self.name, timeout_s=TAKE_TIMEOUT_S)
+            self.queue.take.remote(self.generation, timeout_s=TAKE_TIMEOUT_S)
         )
         return answer
 
@@ -118,7 +117,7 @@ class _Lane:
         except Exception as error:
             logger.exception("trial %s failed", task.id)
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            ray.get(self.queue.fail.remote(task.id, reason))
+            ray.get(self.queue.fail.remote(self.generation, reason))
             if self.workers.size > 1 and not isinstance(error, TrainingError):
                 raise  # the other ranks may wait in a collective: the group must start anew
 
@@ -132,10 +131,10 @@ class _Lane:
         before = reports[-1].seconds if reports else Seconds()
         best = max((_score(report, task) for report in reports), default=float("-inf"))
         setup_s = before.setup + time.perf_counter() - started
-        if not all(self._report(task, report) for report in reports):
+        if not all(self._report(report) for report in reports):
             return
         limit = _Limit(task.limit_s, taken_since - before.lane)
-        cancelled = _CancelPoll(self.queue, task.id, limit, self._decide, self.workers)
+        cancelled = _CancelPoll(self.queue, self.generation, limit, self._decide, self.workers)
         kept_at = time.perf_counter()
         for evaluation in training.evaluations(cancelled):
             report = self._evaluated(evaluation)
@@ -154,7 +153,7 @@ class _Lane:
                 self._keep(task, training, reports)
                 kept_at = time.perf_counter()
             self.free_since = now
-            if not self._report(task, reports[-1]):
+            if not self._report(reports[-1]):
                 break
 
     def _evaluated(self, evaluation: Evaluation) -> Report:
@@ -199,7 +198,7 @@ class _Lane:
         metrics = evaluate(
             predict_logits(model, split, self.workers), split.clicks_N, split.conversions_N
         )
-        self._report(task, Report(index=1, last=True, step=0, epoch=0.0, metrics=metrics))
+        self._report(Report(index=1, last=True, step=0, epoch=0.0, metrics=metrics))
 
     def _load(self, uri: str, reading: Reading) -> _LoadedDataset:
         loaded = self.loaded
@@ -245,8 +244,10 @@ class _Lane:
         dist.all_gather_object(addresses, own, group=self.control)
         return tuple(sorted({address for address in addresses if address is not None}))
 
-    def _report(self, task: Task, report: Report) -> bool:
-        return self._decide(lambda: bool(ray.get(self.queue.report.remote(task.id, report))))
+    def _report(self, report: Report) -> bool:
+        return self._decide(
+            lambda: bool(ray.get(self.queue.report.remote(self.generation, report)))
+        )
 
     def _ask(self, call: Callable[[], ray.ObjectRef]) -> None:
         if self.workers.rank == 0:
@@ -305,16 +306,16 @@ class _CancelPoll:
     def __init__(
         self,
         queue: ray.actor.ActorHandle,
-        task_id: str,
+        generation: Generation,
         limit: _Limit,
         decide: Callable[[Callable[[], tuple[bool, int]]], tuple[bool, int]],
         workers: Workers,
     ) -> None:
         self.queue = queue
-        self.task_id = task_id
+        self.generation = generation
         self.limit = limit
         self.decide = decide
-        self.reference = queue.wait_cancelled.remote(task_id) if workers.rank == 0 else None
+        self.reference = queue.wait_cancelled.remote(generation) if workers.rank == 0 else None
         self.steps_to_go = self.stride = 1
         self.looked = time.perf_counter()
 
@@ -332,6 +333,6 @@ class _CancelPoll:
         self.looked = now
         done, _ = ray.wait([self.reference], timeout=0)
         if not done and self.limit.reason is not None:
-            ray.get(self.queue.fail.remote(self.task_id, self.limit.reason))
+            ray.get(self.queue.fail.remote(self.generation, self.limit.reason))
             done = [self.reference]
         return bool(done), max(int(CANCEL_POLL_S / step_s), 1)

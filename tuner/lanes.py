@@ -9,19 +9,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
 
 import ray
 from ray.exceptions import RayActorError
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.constants import get_env_vars_to_propagate
-from ray.train.v2._internal.execution.controller import TrainController
+from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tuner.cluster import Lanes
 from tuner.lane import LaneSettings, run_lane
 from tuner.lane_backend import SeparateWorkersConfig
+from tuner.lane_trainer import LaneTrainer
 from tuner.network import NodeTorchConfig
 from tuner.trial_queue import TrialQueue
 
@@ -36,7 +33,7 @@ MAX_RESTARTS = 8
 QUEUE_DIED = "the actor of its queue died"
 
 MAX_STARTS = 4
-"""Times that a Train run is started whose controller dies."""
+"""Times that a Train run is started whose controller dies, or gives up on a worker's start."""
 
 CLOSE_TIMEOUT_S = 20.0
 """Seconds that the runs have to end; one whose workers were never placed would not end at all."""
@@ -125,13 +122,15 @@ def open_lanes(
             if thread.is_alive() and run.trainer.controller is not None:
                 ray.kill(run.trainer.controller)
                 thread.join(KILL_TIMEOUT_S)
+                run.trainer.release()
         ray.kill(queue)
 
 
 class _Run:
     """A Train run and the lanes that share it.
 
-    Ray Train replaces workers that die; a run whose controller dies is started anew here.
+    Ray Train replaces workers that die once they have started; a run whose controller dies, or in
+    which a worker dies while it starts, is started anew here.
     """
 
     def __init__(
@@ -143,7 +142,7 @@ class _Run:
         self._storage_path = storage_path
         self.trainer = self._new_trainer(0)
 
-    def _new_trainer(self, start: int) -> "_LaneTrainer":
+    def _new_trainer(self, start: int) -> LaneTrainer:
         name = f"{self.names[0]}-{start}" if start else self.names[0]
         return _trainer(name, self.names, self._lanes, self._queue, self._storage_path)
 
@@ -162,32 +161,12 @@ class _Run:
                     ray.get([self._queue.lose_lane.remote(name) for name in self.names])
                 except RayActorError:
                     return QUEUE_DIED
-                if not isinstance(error, RayActorError):
+                if not isinstance(error, RayActorError | ControllerError):
                     return reason
+                self.trainer.release()
             else:
                 return None
         return reason
-
-
-class _LaneTrainer(TorchTrainer):  # type: ignore[misc]
-    """A trainer whose run can be killed from outside; Ray's own keeps the controller to itself.
-
-    Attributes:
-        controller: the run's; None before it has been started.
-    """
-
-    controller: ray.actor.ActorHandle | None = None
-
-    def _initialize_and_run_controller(self, **settings: Any) -> Any:  # noqa: ANN401 - Ray's
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        options = {
-            "num_cpus": 0,
-            "scheduling_strategy": here,
-            "runtime_env": {"env_vars": get_env_vars_to_propagate()},
-        }
-        self.controller = ray.remote(**options)(TrainController).remote(**settings)
-        ray.get(self.controller.run.remote())
-        return ray.get(self.controller.get_result.remote())
 
 
 def _trainer(
@@ -196,13 +175,13 @@ def _trainer(
     lanes: Lanes,
     queue: ray.actor.ActorHandle,
     storage_path: str,
-) -> _LaneTrainer:
+) -> LaneTrainer:
     resources = {"CPU": float(lanes.cpus_per_worker)}
     if lanes.gpus_per_worker:
         resources["GPU"] = lanes.gpus_per_worker
     settings: LaneSettings = {"lanes": names, "queue": queue, "threads": lanes.cpus_per_worker}
     config = SeparateWorkersConfig if lanes.workers_per_lane == 1 else NodeTorchConfig
-    return _LaneTrainer(
+    return LaneTrainer(
         run_lane,
         train_loop_config=settings,
         torch_config=config(lanes=names, queue=queue),

@@ -1,9 +1,9 @@
 """What the tuner and its lanes say to each other: small, picklable, without torch."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-__all__ = ["Ended", "Reading", "Report", "Seconds", "Task", "TestTask", "TrialTask"]
+__all__ = ["Ended", "Generation", "Reading", "Report", "Seconds", "Task", "TestTask", "TrialTask"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +90,18 @@ class TestTask:
 
 
 Task = TrialTask | TestTask
+
+
+class Generation(NamedTuple):
+    """One start of a lane's workers: what they show the queue with everything they say.
+
+    Attributes:
+        lane: its name.
+        number: how many of the job's lanes had been started or restarted by then.
+    """
+
+    lane: str
+    number: int
 
 
 @dataclass(frozen=True, kw_only=True)

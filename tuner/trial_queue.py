@@ -4,13 +4,18 @@ A plain asyncio class, so that its rules can be tested without Ray. Tune's side 
 asks for one message after another; asking for the next one is the verdict "go on", cancelling is
 the verdict "stop". A lane takes a task, reports its evaluations, and waits after each for the
 verdict. A taken task is leased to its lane until the lane says that it is finished.
+
+Workers of a lane that are given up may live on for a moment, beside their successors. So each
+generation of a lane's workers joins under a number of its own, and once the lane is lost that is
+worth nothing: it brings no task and no word in a trial (a fencing token, as in Kleppmann,
+"Designing Data-Intensive Applications", chapter 8).
 """
 
 import asyncio
 from collections import deque
 from dataclasses import dataclass, field
 
-from tuner.messages import Ended, Report, Task, TrialTask
+from tuner.messages import Ended, Generation, Report, Task, TrialTask
 
 __all__ = ["CLOSED", "TrialQueue"]
 
@@ -40,8 +45,9 @@ class TrialQueue:
     def __init__(self) -> None:
         self._entries: dict[str, _Entry] = {}
         self._waiting: deque[_Entry] = deque()
-        self._leases: dict[str, _Entry] = {}
-        self._takes: dict[str, object] = {}
+        self._leases: dict[Generation, _Entry] = {}
+        self._generations: dict[str, Generation] = {}
+        self._num_generations = 0
         self._lanes: set[str] = set()
         self._changed = asyncio.Condition()
         self._stop_reason: str | None = None
@@ -89,46 +95,50 @@ class TrialQueue:
         await _notify(self._changed)
 
     async def lose_lane(self, lane: str) -> None:
-        """Take the lane's task back, since its workers are gone; the next free lane gets it.
-
-        What those workers still wait for is given up: nobody would train a task handed to them.
-        """
-        self._takes.pop(lane, None)
-        await _notify(self._changed)
-        entry = self._leases.pop(lane, None)
+        """Take the lane's task back, since its workers are gone; the next free lane gets it."""
+        generation = self._generations.pop(lane, None)
+        entry = None if generation is None else self._leases.pop(generation, None)
         if entry is not None:
             self._waiting.appendleft(entry)
+            await _notify(entry.changed)
             await _notify(self._changed)
 
     # a lane's side
 
-    async def take(self, lane: str, *, timeout_s: float) -> Task | str | None:
-        """Wait for a task; None when the time is up, `CLOSED` when no more will come."""
+    async def join(self, lane: str) -> Generation:
+        """Take note of the lane's new workers; what their predecessors had is taken back."""
+        await self.lose_lane(lane)
         self._lanes.add(lane)
-        this = self._takes[lane] = object()
+        self._num_generations += 1
+        generation = self._generations[lane] = Generation(lane, self._num_generations)
+        return generation
+
+    async def take(self, generation: Generation, *, timeout_s: float) -> Task | str | None:
+        """Wait for a task; None when the time is up, `CLOSED` when no more will come.
+
+        The workers of a lost lane wait for nothing: nobody would train a task handed to them.
+        """
         try:
             async with asyncio.timeout(timeout_s), self._changed:
                 await self._changed.wait_for(
-                    lambda: self._waiting or self._closed or self._takes.get(lane) is not this
+                    lambda: self._closed or (self._waiting and self._is_current(generation))
                 )
-                if self._takes.get(lane) is not this:
-                    return None
-                while self._waiting:
+                while self._waiting and self._is_current(generation):
                     entry = self._waiting.popleft()
                     if self._start(entry):
-                        self._leases[lane] = entry
+                        self._leases[generation] = entry
                         return entry.task
         except TimeoutError:
             return None
         return CLOSED if self._closed else None
 
-    async def report(self, task_id: str, report: Report) -> bool:
-        """Pass an evaluation on and wait for the verdict: whether to go on.
+    async def report(self, generation: Generation, report: Report) -> bool:
+        """Pass an evaluation of the leased task on and wait for the verdict: whether to go on.
 
         An evaluation that was reported before (its lane was lost and began anew) is not repeated.
         """
-        entry = self._entries.get(task_id)
-        if entry is None or entry.ended:
+        entry = self._leases.get(generation)
+        if entry is None or entry.ended or entry.cancelled:
             return False
         if report.index > entry.num_reported:
             entry.num_reported = report.index
@@ -138,28 +148,34 @@ class TrialQueue:
             return False
         async with entry.changed:
             await entry.changed.wait_for(
-                lambda: entry.cancelled or entry.num_approved >= report.index
+                lambda: self._is_over(generation, entry) or entry.num_approved >= report.index
             )
-        return not entry.cancelled
+        return not self._is_over(generation, entry)
 
-    async def fail(self, task_id: str, reason: str) -> None:
-        """End a task with the reason of its failure."""
-        entry = self._entries.get(task_id)
+    async def fail(self, generation: Generation, reason: str) -> None:
+        """End the leased task with the reason of its failure."""
+        entry = self._leases.get(generation)
         if entry is not None:
             self._end(entry, Ended(kind="failed", reason=reason))
 
-    async def wait_cancelled(self, task_id: str) -> None:
-        """Return when the task is to be stopped, or its lane has finished it."""
-        entry = self._entries.get(task_id)
+    async def wait_cancelled(self, generation: Generation) -> None:
+        """Return when the leased task is to be stopped, or is leased no more."""
+        entry = self._leases.get(generation)
         if entry is not None:
             async with entry.changed:
-                await entry.changed.wait_for(lambda: entry.cancelled)
+                await entry.changed.wait_for(lambda: self._is_over(generation, entry))
 
-    async def finish(self, lane: str) -> None:
-        """Give back the lane's lease: it has done all that it will do for its task."""
-        entry = self._leases.pop(lane, None)
+    async def finish(self, generation: Generation) -> None:
+        """Give back the lease: the lane has done all that it will do for its task."""
+        entry = self._leases.pop(generation, None)
         if entry is not None:
             await self._stop(entry)
+
+    def _is_current(self, generation: Generation) -> bool:
+        return self._generations.get(generation.lane) == generation
+
+    def _is_over(self, generation: Generation, entry: _Entry) -> bool:
+        return entry.cancelled or self._leases.get(generation) is not entry
 
     def _start(self, entry: _Entry) -> bool:
         if entry.ended or entry.cancelled:

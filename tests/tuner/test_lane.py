@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from trainables.workers import Workers
 from tuner.cluster import connected
 from tuner.lane import CANCEL_POLL_S, _CancelPoll, _Limit
 from tuner.lanes import queue_actor
-from tuner.messages import Ended, TrialTask
+from tuner.messages import Ended, Generation, TrialTask
 
 pytestmark = pytest.mark.ray
 
@@ -25,9 +26,25 @@ def ray_session() -> Iterator[None]:
         yield
 
 
+@dataclass(frozen=True)
+class Leased:
+    """A queue with one trial, "a", that a lane has taken."""
+
+    queue: ray.actor.ActorHandle
+    generation: Generation
+
+    def poll(
+        self,
+        *,
+        decide: Callable[[Any], tuple[bool, int]] = lambda look: look(),
+        limit_s: float | None = None,
+    ) -> _CancelPoll:
+        limit = _Limit(limit_s, since=time.perf_counter())
+        return _CancelPoll(self.queue, self.generation, limit, decide, ALONE)
+
+
 @pytest.fixture
-def queue(ray_session: None) -> ray.actor.ActorHandle:
-    """A queue with one trial, "a"."""
+def leased(ray_session: None) -> Leased:
     queue = queue_actor().remote()
     task = TrialTask(
         id="a",
@@ -38,37 +55,29 @@ def queue(ray_session: None) -> ray.actor.ActorHandle:
         state="/nowhere-state",
     )
     ray.get(queue.submit.remote(task))
-    return queue
+    generation = ray.get(queue.join.remote("lane"))
+    assert ray.get(queue.take.remote(generation, timeout_s=1.0)) == task
+    return Leased(queue, generation)
 
 
-def poll_of(
-    queue: ray.actor.ActorHandle,
-    *,
-    decide: Callable[[Any], tuple[bool, int]] = lambda look: look(),
-    limit_s: float | None = None,
-) -> _CancelPoll:
-    limit = _Limit(limit_s, since=time.perf_counter())
-    return _CancelPoll(queue, "a", limit, decide, ALONE)
-
-
-def test_a_trial_beyond_its_limit_has_failed(queue: ray.actor.ActorHandle) -> None:
-    assert not poll_of(queue, limit_s=3600.0)()
-    poll = poll_of(queue, limit_s=0.36)
+def test_a_trial_beyond_its_limit_has_failed(leased: Leased) -> None:
+    assert not leased.poll(limit_s=3600.0)()
+    poll = leased.poll(limit_s=0.36)
     while not poll():
         pass
-    ended = ray.get(queue.next_message.remote("a"))
+    ended = ray.get(leased.queue.next_message.remote("a"))
     reason = "it took longer than budget.trial_hours (0.0001)"
     assert ended == Ended(kind="failed", reason=reason)
 
 
-def test_a_trial_goes_on_until_it_is_cancelled(queue: ray.actor.ActorHandle) -> None:
-    poll = poll_of(queue)
+def test_a_trial_goes_on_until_it_is_cancelled(leased: Leased) -> None:
+    poll = leased.poll()
     assert not any(poll() for _ in range(1000))
-    ray.get(queue.cancel.remote("a"))
+    ray.get(leased.queue.cancel.remote("a"))
     assert any(poll() for _ in range(10_000_000))
 
 
-def test_quick_steps_look_seldom(queue: ray.actor.ActorHandle) -> None:
+def test_quick_steps_look_seldom(leased: Leased) -> None:
     looks = 0
 
     def decide(look: object) -> tuple[bool, int]:
@@ -77,14 +86,14 @@ def test_quick_steps_look_seldom(queue: ray.actor.ActorHandle) -> None:
         found: tuple[bool, int] = look()  # type: ignore[operator]
         return found
 
-    poll = poll_of(queue, decide=decide)
+    poll = leased.poll(decide=decide)
     for _ in range(10_000):
         assert not poll()
     assert looks < 1000
 
 
-def test_slow_steps_are_looked_at_one_by_one(queue: ray.actor.ActorHandle) -> None:
-    poll = poll_of(queue)
+def test_slow_steps_are_looked_at_one_by_one(leased: Leased) -> None:
+    poll = leased.poll()
     poll.looked -= 10 * CANCEL_POLL_S  # as if the step had taken so long
     assert not poll()
     assert poll.steps_to_go == 1

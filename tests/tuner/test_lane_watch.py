@@ -47,7 +47,7 @@ def test_lanes_are_reported_until_they_are_up(
     with watched_lanes(lanes, queue, Console(file=printed)):
         while "1 of 1 lanes are not up yet" not in printed.getvalue():
             ray.get(queue.num_lanes.remote())
-    ray.get(queue.take.remote("lane-0", timeout_s=0.01))
+    ray.get(queue.join.remote("lane-0"))
     told = io.StringIO()
     with watched_lanes(lanes, queue, Console(file=told)):
         assert ray.get(queue.num_lanes.remote()) == 1

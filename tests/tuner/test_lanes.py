@@ -1,13 +1,17 @@
 """Lanes on a real Ray, without Ray Tune: the tests are the queue's other side."""
 
 import gc
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 
@@ -228,6 +232,34 @@ def test_a_lost_trial_goes_on_from_its_last_state_to_the_same_end(
     assert len(lines(directory, "broken")) == 12 + whole[-1].step - kept
     assert len(set(lines(directory, "broken"))) == 2
     assert broken[-1].seconds.training > broken[-2].seconds.training
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_lanes_whose_controller_dies_come_back_in_the_room_that_they_had(
+    directory: Path, ray_of_three_cores: None, tiny_dataset: Dataset
+) -> None:
+    lanes = Lanes(num_lanes=1, workers_per_lane=1, cpus_per_worker=2, gpus_per_worker=0)
+    queue = queue_actor().remote()
+    record = directory / "orphan"
+    one = task(directory, tiny_dataset, "orphan", other=str(record), other_lines=2)
+    storage = str(directory / "train")
+    with open_lanes(lanes, queue, job="orphan", storage_path=storage, on_all_lost=print):
+        ray.get(queue.submit.remote(one))
+        while not record.exists():
+            time.sleep(0.05)
+        os.kill(controller_pid(), signal.SIGKILL)
+        assert isinstance(last_message(queue, "orphan"), Report)
+    assert len(set(lines(directory, "orphan"))) == 2
+
+
+def controller_pid() -> int:
+    (pid,) = [
+        child.pid
+        for child in psutil.Process().children(recursive=True)
+        if child.cmdline()[:1] and child.cmdline()[0].startswith("ray::TrainController")
+    ]
+    return pid
 
 
 UNPLACED = """

@@ -64,14 +64,15 @@ def kill_tune_actor() -> None:
 
 def serve(queue: ray.actor.ActorHandle, verdicts: list[bool]) -> None:
     """Be a lane; the first trial's Tune actor dies before its first evaluation."""
-    while (task := ray.get(queue.take.remote("lane", timeout_s=60))) != CLOSED:
+    lane = ray.get(queue.join.remote("lane"))
+    while (task := ray.get(queue.take.remote(lane, timeout_s=60))) != CLOSED:
         if task is None:
             continue
         first = not verdicts
         if first:
             kill_tune_actor()
-        verdicts.append(ray.get(queue.report.remote(task.id, evaluation(1, last=not first))))
-        ray.get(queue.finish.remote("lane"))
+        verdicts.append(ray.get(queue.report.remote(lane, evaluation(1, last=not first))))
+        ray.get(queue.finish.remote(lane))
 
 
 def test_a_trial_whose_tune_actor_dies_fails_and_the_others_go_on(

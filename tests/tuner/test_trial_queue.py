@@ -1,10 +1,11 @@
 import asyncio
 import gc
 from collections.abc import Coroutine
+from dataclasses import dataclass
 from typing import Any
 
 from tuner import trial_queue
-from tuner.messages import Ended, Report, TestTask, TrialTask
+from tuner.messages import Ended, Generation, Report, Task, TestTask, TrialTask
 from tuner.trial_queue import CLOSED, MAX_ATTEMPTS, TrialQueue
 
 SOON_S = 5.0
@@ -36,8 +37,31 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def take(queue: TrialQueue, lane: str = "lane") -> object:
-    return await queue.take(lane, timeout_s=SOON_S)
+@dataclass
+class Lane:
+    """A lane's workers, in their dealings with the queue."""
+
+    queue: TrialQueue
+    generation: Generation
+
+    async def take(self, timeout_s: float = SOON_S) -> Task | str | None:
+        return await self.queue.take(self.generation, timeout_s=timeout_s)
+
+    async def report(self, index: int, *, last: bool = False) -> bool:
+        return await self.queue.report(self.generation, report(index, last=last))
+
+    async def fail(self, reason: str) -> None:
+        await self.queue.fail(self.generation, reason)
+
+    async def wait_cancelled(self) -> None:
+        await self.queue.wait_cancelled(self.generation)
+
+    async def finish(self) -> None:
+        await self.queue.finish(self.generation)
+
+
+async def join(queue: TrialQueue, name: str = "lane") -> Lane:
+    return Lane(queue, await queue.join(name))
 
 
 async def ended(queue: TrialQueue, task_id: str = "a") -> Ended:
@@ -49,10 +73,11 @@ async def ended(queue: TrialQueue, task_id: str = "a") -> Ended:
 def test_a_trial_goes_through_in_lock_step() -> None:
     async def test() -> None:
         queue = TrialQueue()
+        lane = await join(queue)
         await queue.submit(task())
-        assert await take(queue) == task()
+        assert await lane.take() == task()
         first_message = asyncio.create_task(queue.next_message("a"))
-        first_verdict = asyncio.create_task(queue.report("a", report(1)))
+        first_verdict = asyncio.create_task(lane.report(1))
         assert await first_message == report(1)
         await settle()
         assert not first_verdict.done()  # the lane waits until Tune asks for the next message
@@ -60,9 +85,9 @@ def test_a_trial_goes_through_in_lock_step() -> None:
         assert await first_verdict
         await settle()
         assert not second_message.done()
-        assert not await queue.report("a", report(2, last=True))
+        assert not await lane.report(2, last=True)
         assert await second_message == report(2, last=True)
-        await queue.finish("lane")
+        await lane.finish()
 
     run(test())
 
@@ -70,12 +95,12 @@ def test_a_trial_goes_through_in_lock_step() -> None:
 def test_tasks_are_taken_in_their_order_by_whoever_is_free() -> None:
     async def test() -> None:
         queue = TrialQueue()
-        waiting = [asyncio.create_task(take(queue, lane)) for lane in "xy"]
+        waiting = [asyncio.create_task((await join(queue, name)).take()) for name in "xy"]
         await settle()
         for name in "abc":
             await queue.submit(task(name))
         assert [await answer for answer in waiting] == [task("a"), task("b")]
-        assert await take(queue, "z") == task("c")
+        assert await (await join(queue, "z")).take() == task("c")
 
     run(test())
 
@@ -83,9 +108,10 @@ def test_tasks_are_taken_in_their_order_by_whoever_is_free() -> None:
 def test_a_take_gives_up_when_its_time_is_up() -> None:
     async def test() -> None:
         queue = TrialQueue()
-        assert await queue.take("lane", timeout_s=0.01) is None
+        lane = await join(queue)
+        assert await lane.take(0.01) is None
         await queue.submit(task())
-        assert await take(queue) == task()
+        assert await lane.take() == task()
 
     run(test())
 
@@ -93,13 +119,14 @@ def test_a_take_gives_up_when_its_time_is_up() -> None:
 def test_a_closed_queue_gives_what_it_holds_and_then_sends_the_lanes_home() -> None:
     async def test() -> None:
         queue = TrialQueue()
-        idle = asyncio.create_task(take(queue, "idle"))
+        lane = await join(queue)
+        idle = asyncio.create_task((await join(queue, "idle")).take())
         await settle()
         await queue.close()
         assert await idle == CLOSED
         await queue.submit(task())
-        assert await take(queue) == task()
-        assert await take(queue) == CLOSED
+        assert await lane.take() == task()
+        assert await lane.take() == CLOSED
 
     run(test())
 
@@ -107,10 +134,11 @@ def test_a_closed_queue_gives_what_it_holds_and_then_sends_the_lanes_home() -> N
 def test_a_task_cancelled_while_it_waits_is_never_taken() -> None:
     async def test() -> None:
         queue = TrialQueue()
+        lane = await join(queue)
         await queue.submit(task("a"))
         await queue.submit(task("b"))
         await queue.cancel("a")
-        assert await take(queue) == task("b")
+        assert await lane.take() == task("b")
 
     run(test())
 
@@ -118,14 +146,15 @@ def test_a_task_cancelled_while_it_waits_is_never_taken() -> None:
 def test_a_task_cancelled_while_it_trains_is_heard_of_at_once_and_refused_at_its_report() -> None:
     async def test() -> None:
         queue = TrialQueue()
+        lane = await join(queue)
         await queue.submit(task())
-        await take(queue)
-        heard = asyncio.create_task(queue.wait_cancelled("a"))
+        await lane.take()
+        heard = asyncio.create_task(lane.wait_cancelled())
         await settle()
         assert not heard.done()
         await queue.cancel("a")
         await heard
-        assert not await queue.report("a", report(1))
+        assert not await lane.report(1)
 
     run(test())
 
@@ -133,9 +162,10 @@ def test_a_task_cancelled_while_it_trains_is_heard_of_at_once_and_refused_at_its
 def test_a_task_cancelled_between_report_and_verdict_is_stopped() -> None:
     async def test() -> None:
         queue = TrialQueue()
+        lane = await join(queue)
         await queue.submit(task())
-        await take(queue)
-        verdict = asyncio.create_task(queue.report("a", report(1)))
+        await lane.take()
+        verdict = asyncio.create_task(lane.report(1))
         assert await queue.next_message("a") == report(1)
         await queue.cancel("a")
         assert not await verdict
@@ -146,24 +176,27 @@ def test_a_task_cancelled_between_report_and_verdict_is_stopped() -> None:
 def test_cancelling_what_has_ended_or_never_was_is_harmless() -> None:
     async def test() -> None:
         queue = TrialQueue()
+        lane = await join(queue)
         await queue.cancel("never")
         await queue.submit(task())
-        await take(queue)
-        await queue.report("a", report(1, last=True))
+        await lane.take()
+        await lane.report(1, last=True)
         await queue.cancel("a")
         await queue.cancel("a")
-        await queue.finish("lane")
+        await lane.finish()
 
     run(test())
 
 
-def test_an_unknown_task_has_no_verdict_to_wait_for() -> None:
+def test_a_lane_without_a_task_has_nothing_to_wait_for() -> None:
     async def test() -> None:
         queue = TrialQueue()
-        assert not await queue.report("never", report(1))
-        await queue.wait_cancelled("never")
-        await queue.fail("never", "no reason")
-        await queue.finish("no lane")
+        lane = await join(queue)
+        assert not await lane.report(1)
+        await lane.wait_cancelled()
+        await lane.fail("no reason")
+        await lane.finish()
+        await queue.lose_lane("lane")
         await queue.lose_lane("no lane")
 
     run(test())
@@ -172,14 +205,15 @@ def test_an_unknown_task_has_no_verdict_to_wait_for() -> None:
 def test_a_lane_that_has_finished_does_not_wait_for_a_cancellation() -> None:
     async def test() -> None:
         queue = TrialQueue()
+        lane = await join(queue)
         await queue.submit(task())
-        await take(queue)
-        poll = asyncio.create_task(queue.wait_cancelled("a"))
-        await queue.report("a", report(1, last=True))
-        await queue.finish("lane")
+        await lane.take()
+        poll = asyncio.create_task(lane.wait_cancelled())
+        await lane.report(1, last=True)
+        await lane.finish()
         await poll
-        await queue.lose_lane("lane")  # the lease is given back: nothing to take again
-        assert await queue.take("lane", timeout_s=0.01) is None
+        lane = await join(queue)  # the lease is given back: nothing to take again
+        assert await lane.take(0.01) is None
 
     run(test())
 
@@ -187,20 +221,21 @@ def test_a_lane_that_has_finished_does_not_wait_for_a_cancellation() -> None:
 def test_a_lost_lanes_task_is_the_next_to_be_taken_and_repeats_no_evaluation() -> None:
     async def test() -> None:
         queue = TrialQueue()
+        lost, other = await join(queue, "lost"), await join(queue, "other")
         for name in "ab":
             await queue.submit(task(name))
-        await take(queue, "lost")
+        await lost.take()
         first_message = asyncio.create_task(queue.next_message("a"))
-        asyncio.create_task(queue.report("a", report(1)))  # noqa: RUF006 - its lane is lost
+        given_up = asyncio.create_task(lost.report(1))
         assert await first_message == report(1)
-        second_message = asyncio.create_task(queue.next_message("a"))
-        await settle()
         await queue.lose_lane("lost")
-        assert await take(queue, "other") == task("a")
-        assert await queue.report("a", report(1))  # approved already, and not passed on again
+        assert not await given_up
+        second_message = asyncio.create_task(queue.next_message("a"))
+        assert await other.take() == task("a")
+        assert await other.report(1)  # approved already, and not passed on again
         await settle()
         assert not second_message.done()
-        assert not await queue.report("a", report(2, last=True))
+        assert not await other.report(2, last=True)
         assert await second_message == report(2, last=True)
 
     run(test())
@@ -209,13 +244,15 @@ def test_a_lost_lanes_task_is_the_next_to_be_taken_and_repeats_no_evaluation() -
 def test_an_evaluation_repeated_before_its_verdict_waits_for_it() -> None:
     async def test() -> None:
         queue = TrialQueue()
+        lost = await join(queue)
         await queue.submit(task())
-        await take(queue)
-        asyncio.create_task(queue.report("a", report(1)))  # noqa: RUF006 - its lane is lost
+        await lost.take()
+        given_up = asyncio.create_task(lost.report(1))
         assert await queue.next_message("a") == report(1)
-        await queue.lose_lane("lane")
-        assert await take(queue) == task()
-        verdict = asyncio.create_task(queue.report("a", report(1)))
+        lane = await join(queue)
+        assert not await given_up
+        assert await lane.take() == task()
+        verdict = asyncio.create_task(lane.report(1))
         await settle()
         assert not verdict.done()
         waiting = asyncio.create_task(queue.next_message("a"))
@@ -225,14 +262,57 @@ def test_an_evaluation_repeated_before_its_verdict_waits_for_it() -> None:
     run(test())
 
 
+def test_workers_of_a_lost_lane_that_live_on_have_no_more_word_in_their_trial() -> None:
+    async def test() -> None:
+        queue = TrialQueue()
+        lost = await join(queue)
+        await queue.submit(task())
+        await lost.take()
+        poll = asyncio.create_task(lost.wait_cancelled())
+        await settle()
+        assert not poll.done()
+        lane = await join(queue)
+        await poll
+        assert await lane.take() == task()
+        assert not await lost.report(1, last=True)
+        await lost.fail("its process was killed")
+        await lost.finish()
+        verdict = asyncio.create_task(lane.report(1))
+        assert await queue.next_message("a") == report(1)
+        await settle()
+        assert not verdict.done()  # not cancelled by the others' end
+        waiting = asyncio.create_task(queue.next_message("a"))
+        assert await verdict
+        waiting.cancel()
+
+    run(test())
+
+
+def test_workers_of_a_lost_lane_are_handed_nothing() -> None:
+    async def test() -> None:
+        queue = TrialQueue()
+        lost = await join(queue)
+        waiting = asyncio.create_task(lost.take())
+        await settle()
+        await queue.lose_lane("lane")
+        await queue.submit(task())
+        assert await lost.take(0.01) is None
+        lane = await join(queue)
+        assert await lane.take() == task()
+        assert not waiting.done()
+        await queue.close()
+        assert await waiting == CLOSED
+
+    run(test())
+
+
 def test_a_task_that_takes_its_lanes_down_fails() -> None:
     async def test() -> None:
         queue = TrialQueue()
         await queue.submit(task())
         for _ in range(MAX_ATTEMPTS):
-            assert await take(queue) == task()
-            await queue.lose_lane("lane")
-        assert await queue.take("lane", timeout_s=SOON_S) is None
+            assert await (await join(queue)).take() == task()
+        assert await (await join(queue)).take() is None
         message = await ended(queue)
         assert message == Ended(kind="failed", reason=f"it took down its lane {MAX_ATTEMPTS} times")
 
@@ -242,39 +322,12 @@ def test_a_task_that_takes_its_lanes_down_fails() -> None:
 def test_a_lost_lanes_cancelled_task_is_not_taken_again() -> None:
     async def test() -> None:
         queue = TrialQueue()
+        lane = await join(queue)
         await queue.submit(task())
-        await take(queue)
+        await lane.take()
         await queue.cancel("a")
-        await queue.lose_lane("lane")
-        assert await queue.take("lane", timeout_s=0.01) is None
-
-    run(test())
-
-
-def test_workers_that_are_gone_are_handed_nothing() -> None:
-    async def test() -> None:
-        queue = TrialQueue()
-        of_the_dead = asyncio.create_task(take(queue))
-        await settle()
-        await queue.lose_lane("lane")
-        assert await of_the_dead is None
-        of_the_living = asyncio.create_task(take(queue))
-        await settle()
-        await queue.submit(task())
-        assert await of_the_living == task()
-
-    run(test())
-
-
-def test_a_lanes_second_take_replaces_its_first() -> None:
-    async def test() -> None:
-        queue = TrialQueue()
-        first = asyncio.create_task(take(queue))
-        await settle()
-        second = asyncio.create_task(take(queue))
-        await settle()
-        await queue.submit(task())
-        assert (await first, await second) == (None, task())
+        lane = await join(queue)
+        assert await lane.take(0.01) is None
 
     run(test())
 
@@ -282,15 +335,16 @@ def test_a_lanes_second_take_replaces_its_first() -> None:
 def test_a_failure_is_told_with_its_reason_and_ends_the_task() -> None:
     async def test() -> None:
         queue = TrialQueue()
+        lane = await join(queue)
         await queue.submit(task())
-        await take(queue)
+        await lane.take()
         message = asyncio.create_task(queue.next_message("a"))
-        await queue.fail("a", "out of memory")
+        await lane.fail("out of memory")
         assert await message == Ended(kind="failed", reason="out of memory")
-        await queue.fail("a", "a second reason")
-        assert not await queue.report("a", report(1))
-        await queue.lose_lane("lane")
-        assert await queue.take("lane", timeout_s=0.01) is None
+        await lane.fail("a second reason")
+        assert not await lane.report(1)
+        lane = await join(queue)
+        assert await lane.take(0.01) is None
 
     run(test())
 
@@ -298,19 +352,20 @@ def test_a_failure_is_told_with_its_reason_and_ends_the_task() -> None:
 def test_cancelling_all_tells_who_waits_and_stops_who_trains() -> None:
     async def test() -> None:
         queue = TrialQueue()
+        lane = await join(queue)
         for name in "ab":
             await queue.submit(task(name))
-        await take(queue)
-        verdict = asyncio.create_task(queue.report("a", report(1)))
+        await lane.take()
+        verdict = asyncio.create_task(lane.report(1))
         assert await queue.next_message("a") == report(1)
         messages = [asyncio.create_task(queue.next_message(name)) for name in "ab"]
-        poll = asyncio.create_task(queue.wait_cancelled("a"))
+        poll = asyncio.create_task(lane.wait_cancelled())
         assert await verdict
         await queue.cancel_all("interrupted")
         stopped = Ended(kind="stopped", reason="interrupted")
         assert [await message for message in messages] == [stopped, stopped]
         await poll
-        assert await queue.take("other", timeout_s=0.01) is None  # b is not begun
+        assert await (await join(queue, "other")).take(0.01) is None  # b is not begun
 
     run(test())
 
@@ -318,13 +373,14 @@ def test_cancelling_all_tells_who_waits_and_stops_who_trains() -> None:
 def test_after_cancelling_all_no_trial_begins_but_a_test_does() -> None:
     async def test() -> None:
         queue = TrialQueue()
+        lane = await join(queue)
         await queue.cancel_all("the budget is spent")
         await queue.submit(task())
         assert await ended(queue) == Ended(kind="stopped", reason="the budget is spent")
         winner = TestTask(id="test/a", dataset="/data/us", checkpoint="/c")
         await queue.submit(winner)
-        assert await take(queue) == winner
-        assert not await queue.report("test/a", report(1, last=True))
+        assert await lane.take() == winner
+        assert not await lane.report(1, last=True)
         assert await queue.next_message("test/a") == report(1, last=True)
 
     run(test())
@@ -333,18 +389,19 @@ def test_after_cancelling_all_no_trial_begins_but_a_test_does() -> None:
 def test_trials_that_have_ended_leave_nothing_behind() -> None:
     async def test() -> None:
         queue = TrialQueue()
+        lane = await join(queue)
         for number in range(50):
             name = str(number)
             await queue.submit(task(name))
             if number % 5 != 0:  # the others are cancelled before a lane takes them
-                await take(queue)
-                poll = asyncio.create_task(queue.wait_cancelled(name))
-                await queue.report(name, report(1, last=True))
+                await lane.take()
+                poll = asyncio.create_task(lane.wait_cancelled())
+                await lane.report(1, last=True)
                 await queue.next_message(name)
-                await queue.finish("lane")
+                await lane.finish()
                 await poll
             await queue.cancel(name)
-        assert await queue.take("lane", timeout_s=0.01) is None
+        assert await lane.take(0.01) is None
         gc.collect()
         assert not any(type(found) is trial_queue._Entry for found in gc.get_objects())
         await queue.cancel_all("interrupted")
@@ -356,12 +413,13 @@ def test_hundreds_of_lanes_wait_at_once_and_each_gets_its_task() -> None:
     async def test() -> None:
         queue = TrialQueue()
         names = [str(number) for number in range(500)]
-        takes = [asyncio.create_task(take(queue, name)) for name in names]
+        lanes = [await join(queue, name) for name in names]
+        takes = [asyncio.create_task(lane.take()) for lane in lanes]
         await settle()
         for name in names:
             await queue.submit(task(name))
         assert [await one for one in takes] == [task(name) for name in names]
-        verdicts = [asyncio.create_task(queue.report(name, report(1))) for name in names]
+        verdicts = [asyncio.create_task(lane.report(1)) for lane in lanes]
         for name in names:
             assert await queue.next_message(name) == report(1)
         await queue.cancel_all("interrupted")
