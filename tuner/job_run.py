@@ -22,18 +22,18 @@ from tuner.job_search import JobSearch
 from tuner.lane_watch import watched_lanes
 from tuner.lanes import QUEUE_DIED, open_lanes
 from tuner.messages import Ended, Reading, TestTask, TrialTask
+from tuner.outbox import Outbox, outbox_path
 from tuner.progress import Progress, ReplicateProgress
+from tuner.records import RecordWriter
 from tuner.replicate_run import ReplicateRun
 from tuner.replicates import plan_replicates
-from tuner.results import find_winners
-from tuner.resume import read_replicate_runs, read_study_runs
 from tuner.search import StudySearch
 from tuner.stopping import SECONDS_PER_HOUR, StopRequests
 from tuner.stopwatch import Stopwatch
 from tuner.storage import delete, join
 from tuner.study import Trial, TrialState, choose_winner
 from tuner.tables import results_markdown
-from tuner.tracking import Tracker, log_evidence
+from tuner.tracking import Tracker, log_evidence, wait_longer
 from tuner.trial import LaneTrial
 from tuner.tune_adapters import JobScheduler, JobSearcher, keep_credentials
 
@@ -65,6 +65,7 @@ class JobRun:
         client: of the tracking store.
         experiment_id: of the job.
         root: URI below which the job's checkpoints lie.
+        ended_replicates: ids of those that an earlier process has brought to their end.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class JobRun:
         client: MlflowClient,
         experiment_id: str,
         root: str,
+        ended_replicates: frozenset[str],
     ) -> None:
         self._job = job
         self._job_file = job_file
@@ -82,6 +84,7 @@ class JobRun:
         self._client = client
         self._experiment_id = experiment_id
         self._root = root
+        self._ended_replicates = ended_replicates
         self._reading = Reading(mode=job.data.mode, buffer_bytes=job.data.buffer_mib * MIB)
 
     def search_and_test(
@@ -99,7 +102,7 @@ class JobRun:
             JobInterruptedError: if a signal came; every run is closed, and the job can be resumed.
             JobFailedError: if no lane is left, or a dataset has no winner.
         """
-        tracker = self._open_tracker(searches, lanes.num_lanes)
+        tracker = self._open_tracker(searches, lanes.num_lanes, requests)
         keeper = CheckpointKeeper(self._root, self._job.keep_checkpoints)
         keeper.restore(trial for search in searches for trial in search.trials)
         told = _Told(tracker, keeper, Progress(console, searches, lanes.num_lanes))
@@ -114,6 +117,7 @@ class JobRun:
             search.close()
             tracker.close()
             delete(join(self._root, RAY_DIRECTORY))
+        wait_longer()
         self._describe(console)
 
     def _describe(self, console: Console) -> None:
@@ -137,18 +141,16 @@ class JobRun:
                 except Exception as error:  # noqa: BLE001 - of any store; the job is done
                     console.print(f"the figures of {study.name} cannot be stored: {error}")
 
-    def _open_tracker(self, searches: list[StudySearch], num_lanes: int) -> Tracker:
+    def _open_tracker(
+        self, searches: list[StudySearch], num_lanes: int, requests: StopRequests
+    ) -> Tracker:
         """Start the studies' runs, or go on with them."""
-        tracker = Tracker(self._client, self._experiment_id, self._job, self._root)
-        tracker.restore(read_study_runs(self._client, self._experiment_id))
-        for name, run in find_winners(self._client, self._job.name).items():
-            tracker.restore_winner(name, run.info.run_id)
+        outbox = Outbox(outbox_path(self._root))
+        writer = RecordWriter(self._client, self._experiment_id, outbox, on_refused=requests.fail)
+        tracker = Tracker(writer, self._job, self._root)
         for name, dataset in self._datasets.items():
             save_encoder(dataset, join(self._root, name, ENCODER_DIRECTORY))
-        replicate_runs, _ = read_replicate_runs(self._client, self._experiment_id)
-        tracker.restore(replicate_runs)
         for search in searches:
-            tracker.restore(search.past_runs)
             dataset = self._datasets[search.study.dataset]
             tracker.start_study(search, dataset, self._job_file, num_lanes)
         return tracker
@@ -210,9 +212,8 @@ class JobRun:
         console: Console,
     ) -> None:
         """Repeat winners and baselines for the evidence, as far as the budget allows."""
-        _, ended = read_replicate_runs(self._client, self._experiment_id)
         planned = plan_replicates(search.searches, self._job.search.replicates)
-        missing = [replicate for replicate in planned if replicate.id not in ended]
+        missing = [one for one in planned if one.id not in self._ended_replicates]
         if missing and search.stop_reason is None:
             with ReplicateProgress(console, len(missing)) as progress:
                 run = ReplicateRun(

@@ -119,14 +119,13 @@ def find_winners(client: MlflowClient, job: str) -> dict[str, Run]:
     return {run.data.tags["pwiser.dataset"]: run for run in winners}
 
 
-def search_all(client: MlflowClient, experiment_id: str, kind: str) -> list[Run]:
-    """Read all runs of one kind, `study`, `trial` or `replicate`, page by page."""
+def search_all(client: MlflowClient, experiment_id: str, kind: str | None = None) -> list[Run]:
+    """Read all runs, or those of one kind, `study`, `trial` or `replicate`, page by page."""
     runs: list[Run] = []
     token = None
+    wanted = "" if kind is None else f"tags.`pwiser.kind` = '{kind}'"
     while True:
-        page = client.search_runs(
-            [experiment_id], filter_string=f"tags.`pwiser.kind` = '{kind}'", page_token=token
-        )
+        page = client.search_runs([experiment_id], filter_string=wanted, page_token=token)
         runs += page
         token = page.token
         if not token:

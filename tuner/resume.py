@@ -14,6 +14,7 @@ from datasets.filesystem import locate
 from tuner.errors import JobFileError, StorageError
 from tuner.job import Job
 from tuner.messages import Report, Seconds
+from tuner.records import ID_TAG
 from tuner.results import METRICS, search_all
 from tuner.storage import local_path
 from tuner.study import PastTrial, TrialState
@@ -22,9 +23,8 @@ from tuner.tracking import SECONDS_METRICS, STARTED_TAG
 __all__ = [
     "check_unchanged",
     "only_driver",
+    "read_ended_replicates",
     "read_past_trials",
-    "read_replicate_runs",
-    "read_study_runs",
     "store_job",
 ]
 
@@ -114,28 +114,13 @@ def read_past_trials(client: MlflowClient, experiment_id: str) -> dict[str, list
     return past
 
 
-def read_study_runs(client: MlflowClient, experiment_id: str) -> dict[str, str]:
-    """Read the run id of every study, by its name."""
-    runs = search_all(client, experiment_id, "study")
-    return {run.data.tags["pwiser.study"]: run.info.run_id for run in runs}
-
-
-def read_replicate_runs(
-    client: MlflowClient, experiment_id: str
-) -> tuple[dict[str, str], frozenset[str]]:
-    """Read the runs of an experiment's replicates.
-
-    Returns:
-        Their run ids by the replicates' ids, and the ids of those that have ended for good.
-    """
-    runs, ended = {}, set()
-    for run in search_all(client, experiment_id, "replicate"):
-        tags = run.data.tags
-        replicate = f"{tags['pwiser.study']}/{tags['pwiser.trial']}/seed-{tags['pwiser.seed']}"
-        runs[replicate] = run.info.run_id
-        if tags.get("pwiser.state") in {TrialState.COMPLETE, TrialState.FAILED}:
-            ended.add(replicate)
-    return runs, frozenset(ended)
+def read_ended_replicates(client: MlflowClient, experiment_id: str) -> frozenset[str]:
+    """Read the ids of an experiment's replicates that have ended for good."""
+    return frozenset(
+        run.data.tags[ID_TAG]
+        for run in search_all(client, experiment_id, "replicate")
+        if run.data.tags.get("pwiser.state") in {TrialState.COMPLETE, TrialState.FAILED}
+    )
 
 
 def _past_trial(client: MlflowClient, run: Run) -> PastTrial:
@@ -145,7 +130,6 @@ def _past_trial(client: MlflowClient, run: Run) -> PastTrial:
         state = TrialState.RUNNING
     return PastTrial(
         number=int(tags["pwiser.trial"]),
-        run_id=run.info.run_id,
         params=json.loads(tags["pwiser.params"]),
         state=state,
         reports=_reports(client, run) if state.ended else (),

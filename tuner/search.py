@@ -40,7 +40,6 @@ class StudySearch:
     Attributes:
         trials: all so far, by number.
         num_trials: that there will be.
-        past_runs: MLflow run ids of the trials that `restore` took over, by trial id.
     """
 
     def __init__(self, study: Study, job: Job) -> None:
@@ -56,7 +55,6 @@ class StudySearch:
         )
         self._asked: dict[int, optuna.Trial] = {}
         self._unended: deque[Trial] = deque()
-        self.past_runs: dict[str, str] = {}
         self._points = [self.space.fixed_point(point) for point in (BASELINE_POINT, PAPER_POINT)]
         self.num_trials = self.settings.trials
         if self.settings.sampler == "grid":
@@ -107,8 +105,6 @@ class StudySearch:
             found = by_number.get(number)
             point = self._points[number] if number < len(self._points) else None
             trial = self._propose(point if found is None else found.params)
-            if found is not None:
-                self.past_runs[trial.id] = found.run_id
             if found is None or not found.state.ended:
                 self._unended.append(trial)
                 continue

@@ -126,7 +126,6 @@ class PastTrial:
     """
 
     number: int
-    run_id: str
     params: dict[str, Any]
     state: TrialState
     reports: tuple[Report, ...] = ()

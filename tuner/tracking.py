@@ -1,22 +1,19 @@
 """MLflow, written: an experiment per job, a parent run per study, a child run per trial.
 
-One thread writes, in order, so that SQLite has one writer and a slow or absent server delays
-nothing but its own log. Names of metrics: `valid/*` at every evaluation's step, `best/*` of the
-best evaluation, `test/*` of winners, baselines and replicates, `train/*`, `time/*` in seconds,
-`evidence/*` on a study's run.
+What is told becomes records (`tuner.records`), which one thread writes in order, so that SQLite
+has one writer and a slow or absent server delays nothing but its own log. Names of metrics:
+`valid/*` at every evaluation's step, `best/*` of the best evaluation, `test/*` of winners,
+baselines and replicates, `train/*`, `time/*` in seconds, `evidence/*` on a study's run.
 """
 
 import json
 import logging
 import os
-import queue
-import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from mlflow.entities import Dataset as LoggedDataset
-from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import Metric, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
@@ -26,12 +23,13 @@ from tuner.errors import TrackingError, TrackingRefusedError
 from tuner.evidence import Evidence
 from tuner.job import Job
 from tuner.messages import Report, Seconds
+from tuner.records import DATASET_TAG, REFUSALS, EndRun, LogRun, MarkWinner, RecordWriter, StartRun
 from tuner.replicates import Replicate
 from tuner.results import JOB_FILE, OBJECTIVES_TAG, WINNER_TRIAL_TAG
 from tuner.search import StudySearch
 from tuner.storage import join
 from tuner.study import Study, Trial, TrialState, choose_winner
-from tuner.tracking_store import hide_password
+from tuner.tracking_store import hide_password, http_status
 from tuner.versions import installed_versions
 
 __all__ = [
@@ -44,6 +42,7 @@ __all__ = [
     "Tracker",
     "connect",
     "log_evidence",
+    "wait_longer",
 ]
 
 STATUSES = {
@@ -53,11 +52,13 @@ STATUSES = {
     TrialState.FAILED: "FAILED",
 }
 
-MLFLOW_RETRIES = "2"  # MLflow's own 7 keep a user waiting for minutes; a tracker tries for ever
-RETRY_FIRST_S = 0.5
-RETRY_LONGEST_S = 30.0
-BUSY_STATUSES = {408, 429}  # below 500, and yet worth another try
-REFUSALS = {401, 403}
+RETRIES_VARIABLE = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+FEW_RETRIES = "2"
+"""Of a call while a store is looked for, and of the records' writer, which tries again itself."""
+
+MANY_RETRIES = "7"
+"""MLflow's own number, which keeps a caller waiting for minutes."""
+
 MAX_TAG_LENGTH = 5000
 SUMMARY_STEP = 0  # one step, so that of a trial that was run again the last summary is shown
 STARTED_TAG = "pwiser.started"
@@ -65,9 +66,8 @@ TRIALS_TAG = "pwiser.trials"
 LANES_TAG = "pwiser.lanes"
 VERSIONS_TAG = "pwiser.versions"
 SECONDS_METRICS = ("time/setup_s", "time/training_s", "time/evaluation_s", "time/overhead_s")
+CHECKPOINT_TAG = "pwiser.checkpoint"
 DIGEST_LENGTH = 36  # MLflow keeps no longer digest of an input; the tag has all of it
-
-logger = logging.getLogger(__name__)
 
 
 def connect(uri: str) -> MlflowClient:
@@ -78,7 +78,7 @@ def connect(uri: str) -> MlflowClient:
     """
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.ERROR)
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", MLFLOW_RETRIES)
+    os.environ.setdefault(RETRIES_VARIABLE, FEW_RETRIES)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     if "://" not in uri:
@@ -91,7 +91,7 @@ def connect(uri: str) -> MlflowClient:
     except Exception as error:
         reason = hide_password(str(error).strip().splitlines()[0].partition(". ")[0])
         uri = hide_password(uri)
-        if isinstance(error, MlflowException) and _http_status(error) in REFUSALS:
+        if isinstance(error, MlflowException) and http_status(error) in REFUSALS:
             raise TrackingRefusedError(
                 f"tracking.uri {uri}: refuses us ({reason}); set MLFLOW_TRACKING_USERNAME and "
                 "MLFLOW_TRACKING_PASSWORD"
@@ -102,18 +102,19 @@ def connect(uri: str) -> MlflowClient:
     return client
 
 
-def _http_status(error: MlflowException) -> int:
-    return int(error.get_http_status_code())  # type: ignore[no-untyped-call]
+def wait_longer() -> None:
+    """Let the calls to a store that `connect` has opened wait for it, unless the user has said."""
+    if os.environ.get(RETRIES_VARIABLE) == FEW_RETRIES:
+        os.environ[RETRIES_VARIABLE] = MANY_RETRIES
 
 
 def log_evidence(client: MlflowClient, run_id: str, evidence: Evidence) -> None:
     """Write what the replicates of a study show on the study's run."""
     shown = evidence.objective
     interval = f"{shown.difference:+.4f} [{shown.low:+.4f}, {shown.high:+.4f}]"
-    now = int(time.time() * 1000)
     client.log_batch(
         run_id,
-        metrics=[Metric("evidence/difference", shown.difference, now, SUMMARY_STEP)],
+        metrics=[Metric("evidence/difference", shown.difference, _now(), SUMMARY_STEP)],
         tags=[
             RunTag("pwiser.verdict", evidence.verdict),
             RunTag("pwiser.evidence", f"{interval} over {len(evidence.seeds)} seeds"),
@@ -122,36 +123,19 @@ def log_evidence(client: MlflowClient, run_id: str, evidence: Evidence) -> None:
 
 
 class Tracker:
-    """Logs one job. Every method returns at once; `close` waits for what is not yet written.
+    """Tells MLflow of one job. Every method returns as soon as its records are on disk.
 
     Args:
-        client: of the tracking store.
-        experiment_id: of the job's experiment.
+        writer: writes the records.
         job: the job.
         storage: URI below which the job's checkpoints lie.
     """
 
-    def __init__(self, client: MlflowClient, experiment_id: str, job: Job, storage: str) -> None:
-        self._client = client
-        self._experiment_id = experiment_id
+    def __init__(self, writer: RecordWriter, job: Job, storage: str) -> None:
+        self._writer = writer
         self._job = job
         self._storage = storage
-        self._runs: dict[str, str] = {}
-        self._tried: set[str] = set()
-        self._winners: dict[str, str] = {}
         self._datasets: dict[str, Dataset] = {}
-        self._calls: queue.Queue[Callable[[], object] | None] = queue.Queue()
-        self._thread = threading.Thread(target=self._write, name="tracking", daemon=True)
-        self._thread.start()
-        self.failure: str | None = None
-
-    def restore(self, runs: Mapping[str, str]) -> None:
-        """Go on with the runs of an earlier process, by study name and trial id."""
-        self._runs.update(runs)
-
-    def restore_winner(self, dataset: str, run_id: str) -> None:
-        """Remember the winner of an earlier process; it stays one until there is a new one."""
-        self._winners[dataset] = run_id
 
     def start_study(
         self, search: StudySearch, dataset: Dataset, job_file: str, num_lanes: int
@@ -160,44 +144,29 @@ class Tracker:
         study = search.study
         self._datasets[study.name] = dataset
         tags = {
-            **self._tags(study),
             "pwiser.kind": "study",
             TRIALS_TAG: str(search.num_trials),
             LANES_TAG: str(num_lanes),
             VERSIONS_TAG: json.dumps(installed_versions()),
             OBJECTIVES_TAG: ", ".join(self._job.search.objectives),
         }
-
-        def call() -> None:
-            self._start(study.name, study.name, tags, dataset)
-            self._client.log_text(self._runs[study.name], job_file, JOB_FILE)
-
-        self._calls.put(call)
+        self._start(study, study.name, study.name, tags, artifacts={JOB_FILE: job_file})
 
     def trial_started(self, trial: Trial) -> None:
         """Open a trial's run, a child of its study's."""
-        study = trial.study
         tags = {
-            **self._tags(study),
             "pwiser.kind": trial.kind,
             "pwiser.trial": str(trial.number),
             "pwiser.baseline": str(trial.baseline).lower(),
             "pwiser.configuration": trial.configuration.model_dump_json(),
             "pwiser.params": json.dumps(trial.params),
-            STARTED_TAG: str(int(time.time() * 1000)),
+            STARTED_TAG: str(_now()),
         }
         if isinstance(trial, Replicate):
             tags["pwiser.seed"] = str(trial.seed)
-        params = [
-            Param(path.removeprefix("loss."), str(value)) for path, value in _params(trial).items()
-        ]
-
-        def call() -> None:
-            parent = {"mlflow.parentRunId": self._runs[study.name]}
-            self._start(trial.id, _run_name(trial), tags | parent, self._datasets[study.name])
-            self._client.log_batch(self._runs[trial.id], params=params)
-
-        self._calls.put(call)
+        params = {path.removeprefix("loss."): str(value) for path, value in _params(trial).items()}
+        name, study = _run_name(trial), trial.study
+        self._start(study, trial.id, name, tags, parent=study.name, params=params)
 
     def trial_evaluated(self, trial: Trial, report: Report) -> None:
         """Log one evaluation at its step."""
@@ -242,7 +211,8 @@ class Tracker:
         metrics["time/overhead_share"] = seconds.overhead / seconds.lane if seconds.lane else None
         self._log(search.study.name, metrics, SUMMARY_STEP)
         for trial in kept_trials(search.trials, self._job.keep_checkpoints):
-            self._tag(trial.id, {"pwiser.checkpoint": join(self._storage, trial.directory)})
+            checkpoint = join(self._storage, trial.directory)
+            self._writer.put(LogRun(id=trial.id, tags={CHECKPOINT_TAG: checkpoint}))
         status = (
             "KILLED" if any(t.state is TrialState.STOPPED for t in search.trials) else "FINISHED"
         )
@@ -257,120 +227,69 @@ class Tracker:
 
     def log_winner(self, winner: Trial, baseline: Trial) -> None:
         """Mark a dataset's winner in place of an earlier one, and say which run is its baseline."""
-        dataset = winner.study.dataset
-
-        def call() -> None:
-            run_id = self._runs[winner.id]
-            tags = {
-                "pwiser.checkpoint": join(self._storage, winner.directory),
-                "pwiser.baseline_run": self._runs[baseline.id],
-                "pwiser.winner": "true",
-            }
-            run_tags = [RunTag(name, value) for name, value in tags.items()]
-            self._client.log_batch(run_id, tags=run_tags)
-            former = self._winners.get(dataset, run_id)
-            if former != run_id:
-                self._client.set_tag(former, "pwiser.winner", "false")
-            self._winners[dataset] = run_id
-
-        self._calls.put(call)
+        checkpoint = join(self._storage, winner.directory)
+        self._writer.put(
+            MarkWinner(
+                id=winner.id,
+                baseline=baseline.id,
+                dataset=winner.study.dataset,
+                tags={CHECKPOINT_TAG: checkpoint},
+            )
+        )
 
     def close(self) -> None:
         """Wait until everything is written.
 
         Raises:
-            TrackingError: if the store refused for good.
+            TrackingError: if the store refused, or has been away for a minute.
         """
-        self._calls.put(None)
-        self._thread.join()
-        if self.failure is not None:
-            raise TrackingError(self.failure)
+        self._writer.close()
 
-    def _tags(self, study: Study) -> dict[str, str]:
-        return {
+    def _start(
+        self,
+        study: Study,
+        record_id: str,
+        name: str,
+        tags: Mapping[str, str],
+        *,
+        parent: str | None = None,
+        params: Mapping[str, str] | None = None,
+        artifacts: Mapping[str, str] | None = None,
+    ) -> None:
+        dataset = self._datasets[study.name]
+        common = {
             "pwiser.job": self._job.name,
             "pwiser.study": study.name,
-            "pwiser.dataset": study.dataset,
-            "pwiser.dataset_digest": self._datasets[study.name].digest,
+            DATASET_TAG: study.dataset,
+            "pwiser.dataset_digest": dataset.digest,
             "pwiser.model": study.model,
             "mlflow.source.name": "pwiser tune",
         }
-
-    def _adopt(self, key: str, tags: Mapping[str, str]) -> None:
-        names = ("pwiser.kind", "pwiser.study", "pwiser.trial", "pwiser.seed")
-        wanted = [f"tags.`{name}` = '{tags[name]}'" for name in names if name in tags]
-        found = self._client.search_runs([self._experiment_id], filter_string=" and ".join(wanted))
-        if found:
-            self._runs[key] = found[0].info.run_id
-
-    def _start(self, key: str, name: str, tags: dict[str, str], dataset: Dataset) -> None:
-        if key in self._tried:  # the run may be there although its answer was lost
-            self._adopt(key, tags)
-        self._tried.add(key)
-        if key in self._runs:  # of an earlier process, or of a call that failed half-way
-            self._client.update_run(self._runs[key], status="RUNNING")
-            run_tags = [RunTag(name, value) for name, value in tags.items()]
-            self._client.log_batch(self._runs[key], tags=run_tags)
-        else:
-            run = self._client.create_run(self._experiment_id, run_name=name, tags=tags)
-            self._runs[key] = run.info.run_id
-        source = json.dumps({"uri": dataset.uri})
-        logged = LoggedDataset(
-            dataset.name,
-            dataset.digest[:DIGEST_LENGTH],
-            "pwiser",
-            source,
-            schema=None,
-            profile=None,
-        )
-        self._client.log_inputs(
-            self._runs[key], [DatasetInput(logged, [InputTag("mlflow.data.context", "training")])]
+        self._writer.put(
+            StartRun(
+                id=record_id,
+                name=name,
+                tags=common | dict(tags),
+                parent=parent,
+                params=dict(params or {}),
+                dataset=dataset.name,
+                dataset_digest=dataset.digest[:DIGEST_LENGTH],
+                dataset_source=json.dumps({"uri": dataset.uri}),
+                artifacts=dict(artifacts or {}),
+            )
         )
 
-    def _log(self, key: str, metrics: Mapping[str, float | None], step: int) -> None:
-        now = int(time.time() * 1000)
-        batch = [
-            Metric(name, value, now, step) for name, value in metrics.items() if value is not None
-        ]
-        self._calls.put(lambda: self._client.log_batch(self._runs[key], metrics=batch))
+    def _log(self, record_id: str, metrics: Mapping[str, float | None], step: int) -> None:
+        now = _now()
+        found = ((name, value, now, step) for name, value in metrics.items() if value is not None)
+        self._writer.put(LogRun(id=record_id, metrics=tuple(found)))
 
-    def _tag(self, key: str, tags: Mapping[str, str]) -> None:
-        run_tags = [RunTag(name, value) for name, value in tags.items()]
-        self._calls.put(lambda: self._client.log_batch(self._runs[key], tags=run_tags))
+    def _end(self, record_id: str, status: str, tags: Mapping[str, str]) -> None:
+        self._writer.put(EndRun(id=record_id, status=status, time=_now(), tags=dict(tags)))
 
-    def _end(self, key: str, status: str, tags: Mapping[str, str]) -> None:
-        now = int(time.time() * 1000)
-        self._tag(key, tags)
-        self._calls.put(lambda: self._client.set_terminated(self._runs[key], status, end_time=now))
 
-    def _write(self) -> None:
-        while (call := self._calls.get()) is not None:
-            self._write_one(call)
-
-    def _write_one(self, call: Callable[[], object]) -> None:
-        wait_s = RETRY_FIRST_S
-        while True:
-            try:
-                call()
-            except MlflowException as error:
-                status = _http_status(error)
-                if status < 500 and status not in BUSY_STATUSES:
-                    self.failure = (
-                        self.failure
-                        or f"tracking: the store refused a record ({hide_password(error.message)})"
-                    )
-                    logger.error(self.failure)
-                    return
-                reason = hide_password(error.message)
-                logger.warning("tracking store does not answer, trying again: %s", reason)
-                time.sleep(wait_s)
-                wait_s = min(2 * wait_s, RETRY_LONGEST_S)
-            except Exception as error:
-                self.failure = self.failure or f"tracking: an artefact cannot be written ({error})"
-                logger.exception(self.failure)
-                return
-            else:
-                return
+def _now() -> int:
+    return int(time.time() * 1000)
 
 
 def _run_name(trial: Trial) -> str:

@@ -9,9 +9,17 @@ from tuner.errors import JobNotFoundError, TrackingError
 from tuner.storage import absolute_uri, local_path
 
 if TYPE_CHECKING:
+    from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 
-__all__ = ["DEFAULT_STORAGE", "default_uri", "existing_uri", "hide_password", "open_existing"]
+__all__ = [
+    "DEFAULT_STORAGE",
+    "default_uri",
+    "existing_uri",
+    "hide_password",
+    "http_status",
+    "open_existing",
+]
 
 DEFAULT_STORAGE = "pwiser"
 DATABASE_FILE = "mlflow.db"
@@ -21,6 +29,11 @@ LOGIN_PATTERN = re.compile(r"(?<=://)[^/@:\s]*:[^@\s]*@")
 def hide_password(text: str) -> str:
     """Leave user and password out of the URIs in a text: `MLFLOW_TRACKING_URI` may have them."""
     return LOGIN_PATTERN.sub("", text)
+
+
+def http_status(error: "MlflowException") -> int:
+    """What an answer of MLflow, from a server or a file, is in HTTP."""
+    return int(error.get_http_status_code())  # type: ignore[no-untyped-call]
 
 
 def default_uri(storage: str) -> str:

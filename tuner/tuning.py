@@ -1,6 +1,7 @@
 """`pwiser tune`: one job, from its file to its winners."""
 
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import ray
@@ -24,14 +25,16 @@ from tuner.job import Job
 from tuner.job_run import JobRun
 from tuner.lanes import queue_actor
 from tuner.objective import Objective, computable_objectives
+from tuner.outbox import outbox_path
 from tuner.preflight import check_nodes, job_check
+from tuner.records import deliver_leftovers
 from tuner.replicates import plan_replicates
 from tuner.results import JobResult, find_winners, read_results
 from tuner.resume import (
     check_unchanged,
     only_driver,
+    read_ended_replicates,
     read_past_trials,
-    read_replicate_runs,
     store_job,
 )
 from tuner.search import StudySearch
@@ -118,26 +121,39 @@ def run_job(
         # on a cluster the job's name is taken before anything of it is read
         queue = _start_ray(job, session, verbose=verbose) if cluster_address() else None
         client = connect(job.tracking.uri or default_uri(storage))
-        experiment = None if fresh else client.get_experiment_by_name(job.name)
-        past = {} if experiment is None else read_past_trials(client, experiment.experiment_id)
-        if experiment is not None and past:
-            check_unchanged(job, digests, join(storage, job.name, experiment.experiment_id))
-        searches = _open_searches(job, datasets, past)
-        if experiment is None or not _is_finished(client, experiment, job, searches):
+        past = _read_past(client, job, digests, storage, fresh=fresh)
+        searches = _open_searches(job, datasets, past.trials)
+        if past.experiment is None or not _is_finished(client, job, searches, past):
             console.print(_opening_line(job, searches), highlight=False)
             queue = queue or _start_ray(job, session, verbose=verbose)
             lanes = _check_cluster(job, datasets, str(client.tracking_uri))
-            if experiment is None:
-                experiment = _create_experiment(client, job, storage)
+            experiment = past.experiment or _create_experiment(client, job, storage)
             root = join(storage, job.name, experiment.experiment_id)
             store_job(job, digests, root)
-            run = JobRun(job, job_file, datasets, client, experiment.experiment_id, root)
+            run = JobRun(
+                job,
+                job_file,
+                datasets,
+                client,
+                experiment.experiment_id,
+                root,
+                past.ended_replicates,
+            )
             run.search_and_test(searches, lanes, queue, requests, console, stopwatch)
         results = read_results(client, job.name)
     console.print(*results_tables(results), *evidence_tables(results))
     console.print(time_table(searches))
     console.print(stopwatch.summary(), highlight=False)
     return results
+
+
+@dataclass(frozen=True)
+class _Past:
+    """What earlier processes left of a job; nothing of one that begins."""
+
+    experiment: Experiment | None = None
+    trials: dict[str, list[PastTrial]] = field(default_factory=dict)
+    ended_replicates: frozenset[str] = frozenset()
 
 
 def _start_ray(job: Job, session: ExitStack, *, verbose: bool) -> ray.actor.ActorHandle:
@@ -167,14 +183,34 @@ def _open_searches(
     return searches
 
 
-def _is_finished(
-    client: MlflowClient, experiment: Experiment, job: Job, searches: list[StudySearch]
-) -> bool:
+def _read_past(
+    client: MlflowClient, job: Job, digests: dict[str, str], storage: str, *, fresh: bool
+) -> _Past:
+    """Deliver what an earlier process could not, and read what it left, unless all begins anew."""
+    experiment = client.get_experiment_by_name(job.name)
+    if experiment is None:
+        return _Past()
+    experiment_id = experiment.experiment_id
+    root = join(storage, job.name, experiment_id)
+    deliver_leftovers(client, experiment_id, outbox_path(root))
+    if fresh:
+        return _Past()
+    trials = read_past_trials(client, experiment_id)
+    if trials:
+        check_unchanged(job, digests, root)
+    return _Past(
+        experiment=experiment,
+        trials=trials,
+        ended_replicates=read_ended_replicates(client, experiment_id),
+    )
+
+
+def _is_finished(client: MlflowClient, job: Job, searches: list[StudySearch], past: _Past) -> bool:
     """Whether all trials and replicates have ended and every dataset has its winner."""
     if not all(search.ended for search in searches):
         return False
-    _, ended = read_replicate_runs(client, experiment.experiment_id)
-    if not {found.id for found in plan_replicates(searches, job.search.replicates)} <= ended:
+    planned = {found.id for found in plan_replicates(searches, job.search.replicates)}
+    if not planned <= past.ended_replicates:
         return False
     return {search.study.dataset for search in searches} <= find_winners(client, job.name).keys()
 

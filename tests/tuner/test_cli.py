@@ -15,6 +15,8 @@ from tuner.cli import run
 from tuner.job import Job
 from tuner.job_search import JobSearch
 from tuner.messages import Report
+from tuner.outbox import Outbox
+from tuner.records import RecordWriter
 from tuner.search import StudySearch
 from tuner.study import Study
 from tuner.submission import Submission
@@ -89,7 +91,8 @@ def store(tmp_path_factory: pytest.TempPathFactory, tiny_dataset: Dataset) -> st
     experiment = client.create_experiment(
         "demo", artifact_location=str(directory / "artifacts"), tags={"pwiser.job": "demo"}
     )
-    tracker = Tracker(client, experiment, job, "/storage/demo")
+    writer = RecordWriter(client, experiment, Outbox(directory / "outbox.db"))
+    tracker = Tracker(writer, job, "/storage/demo")
     study = Study(dataset="tiny", dataset_uri=tiny_dataset.uri, model="mmoe")
     study_search = StudySearch(study, job)
     tracker.start_study(study_search, tiny_dataset, "", num_lanes=1)

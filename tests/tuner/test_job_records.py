@@ -9,8 +9,9 @@ from tuner.job_progress import JobProgress, StudyProgress
 from tuner.job_records import read_progress
 from tuner.job_search import JobSearch
 from tuner.messages import Ended, Report, Seconds
-from tuner.results import read_job_file, search_all
-from tuner.resume import read_study_runs
+from tuner.outbox import Outbox
+from tuner.records import RecordWriter
+from tuner.results import read_job_file
 from tuner.search import StudySearch
 from tuner.study import Study, Trial
 from tuner.tracking import Tracker, connect
@@ -36,13 +37,18 @@ class TrackedJob:
         self.experiment_id = self.client.create_experiment(
             name, artifact_location=str(directory / "artifacts"), tags={"pwiser.job": name}
         )
-        self.tracker = Tracker(self.client, self.experiment_id, self.job, "/storage/job")
+        self.outbox = directory / "outbox.db"
+        self.tracker = self.open_tracker()
         self.studies = []
         for model in self.job.models:
             study = Study(dataset=dataset.name, dataset_uri=dataset.uri, model=model)
             self.studies.append(StudySearch(study, self.job))
             self.tracker.start_study(self.studies[-1], dataset, JOB_FILE, num_lanes=2)
         self.search = JobSearch(self.studies, [self.tracker])
+
+    def open_tracker(self) -> Tracker:
+        writer = RecordWriter(self.client, self.experiment_id, Outbox(self.outbox))
+        return Tracker(writer, self.job, "/storage/job")
 
     def next_trial(self) -> Trial:
         trial = self.search.next_trial()
@@ -190,14 +196,7 @@ def test_stopped_trials_are_neither_done_nor_running_until_they_run_again(
     study = of_model(tracked.progress(), "mmoe")
     assert (study.done, study.running, study.best) == (1, 0, 0.8)
 
-    (run,) = [
-        run
-        for run in search_all(tracked.client, tracked.experiment_id, "trial")
-        if run.data.tags["pwiser.state"] == "stopped"
-    ]
-    again = Tracker(tracked.client, tracked.experiment_id, tracked.job, "/storage/job")
-    again.restore(read_study_runs(tracked.client, tracked.experiment_id))
-    again.restore({stopped.id: run.info.run_id})
+    again = tracked.open_tracker()
     again.start_study(tracked.studies[0], tracked.dataset, JOB_FILE, num_lanes=2)
     again.trial_started(stopped)
     again.close()

@@ -10,11 +10,12 @@ from tuner.errors import JobFileError
 from tuner.job import Job
 from tuner.job_search import JobSearch
 from tuner.messages import Ended, Report, Seconds
+from tuner.outbox import Outbox
+from tuner.records import RecordWriter
 from tuner.resume import (
     check_unchanged,
     only_driver,
     read_past_trials,
-    read_study_runs,
     store_job,
 )
 from tuner.search import StudySearch
@@ -46,6 +47,7 @@ class Store:
 
     def __init__(self, client: MlflowClient, directory: Path, dataset: Dataset, job: Job) -> None:
         self.client = client
+        self.directory = directory
         self.job = job
         self.dataset = dataset
         self.study = Study(dataset=dataset.name, dataset_uri=dataset.uri, model="mmoe")
@@ -61,9 +63,9 @@ class Store:
 
     def work(self, search: StudySearch, num_trials: int, *, leave_open: int = 0) -> list[Trial]:
         """Run trials to their end, and leave some without one, as a killed process does."""
-        tracker = Tracker(self.client, self.experiment_id, self.job, "/storage")
-        tracker.restore(read_study_runs(self.client, self.experiment_id))
-        tracker.restore(search.past_runs)
+        outbox = Outbox(self.directory / "outbox.db")
+        writer = RecordWriter(self.client, self.experiment_id, outbox)
+        tracker = Tracker(writer, self.job, "/storage")
         tracker.start_study(search, self.dataset, "name: job", num_lanes=1)
         job_search = JobSearch([search], [tracker])
         trials = []

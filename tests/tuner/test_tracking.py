@@ -9,12 +9,14 @@ import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-import tuner.tracking
+import tuner.records
 from datasets import Dataset
 from tuner.errors import TrackingError, TrackingRefusedError
 from tuner.job import Job
 from tuner.job_search import JobSearch
 from tuner.messages import Ended, Report, Seconds
+from tuner.outbox import Outbox
+from tuner.records import RecordWriter
 from tuner.search import StudySearch
 from tuner.study import Study, Trial
 from tuner.tracking import Tracker, connect
@@ -38,11 +40,16 @@ class LoggedJob:
         self.experiment_id = client.create_experiment(
             str(directory), artifact_location=str(directory / "artifacts")
         )
-        self.tracker = Tracker(client, self.experiment_id, self.job, STORAGE)
+        self.outbox = directory / "outbox.db"
+        self.tracker = self.open_tracker()
         study = Study(dataset=dataset.name, dataset_uri=dataset.uri, model="mmoe")
         study_search = StudySearch(study, self.job)
         self.tracker.start_study(study_search, dataset, JOB_FILE, num_lanes=2)
         self.search = JobSearch([study_search], [self.tracker])
+
+    def open_tracker(self) -> Tracker:
+        writer = RecordWriter(self.client, self.experiment_id, Outbox(self.outbox))
+        return Tracker(writer, self.job, STORAGE)
 
     def next_trial(self) -> Trial:
         trial = self.search.next_trial()
@@ -275,7 +282,9 @@ def test_a_record_that_the_store_refuses_is_told_at_the_end(
     client: MlflowClient, tmp_path: Path, tiny_dataset: Dataset
 ) -> None:
     job = LoggedJob(client, tmp_path, tiny_dataset)
-    refused = Tracker(client, "987654", job.job, STORAGE)
+    refused = Tracker(
+        RecordWriter(client, "987654", Outbox(tmp_path / "refused.db")), job.job, STORAGE
+    )
     refused.start_study(job.search.searches[0], tiny_dataset, JOB_FILE, num_lanes=1)
     with pytest.raises(TrackingError, match=r"^tracking: the store refused a record \(.*987654"):
         refused.close()
@@ -340,7 +349,7 @@ def outage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[st
     monkeypatch.setenv("_MLFLOW_SERVER_FILE_STORE", f"sqlite:///{tmp_path / 'server.db'}")
     monkeypatch.setenv("_MLFLOW_SERVER_ARTIFACT_ROOT", str(tmp_path / "artifacts"))
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # ours are what is tested
-    monkeypatch.setattr(tuner.tracking, "RETRY_FIRST_S", 0.01)
+    monkeypatch.setattr(tuner.records, "RETRY_FIRST_S", 0.01)
     from mlflow.server import app
 
     application = Outage(app)

@@ -1,0 +1,228 @@
+"""Records that a store cannot take: what is told, what is kept, and that nothing is lost."""
+
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, make_server
+
+import pytest
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+
+from tuner import records
+from tuner.errors import TrackingError, TrackingRefusedError
+from tuner.outbox import Outbox
+from tuner.records import (
+    ID_TAG,
+    EndRun,
+    LogRun,
+    MarkWinner,
+    Record,
+    RecordWriter,
+    StartRun,
+    deliver_leftovers,
+)
+from tuner.tracking import connect
+
+
+def start(name: str, parent: str | None = None) -> StartRun:
+    return StartRun(
+        id=name,
+        name=name,
+        tags={"pwiser.dataset": "us"},
+        parent=parent,
+        params={"alpha": "0.3"},
+        dataset="us",
+        dataset_digest="abc",
+        dataset_source='{"uri": "/data/us"}',
+        artifacts={} if parent else {"job.yaml": "name: job\n"},
+    )
+
+
+RECORDS: list[Record] = [
+    start("us/mmoe"),
+    start("us/mmoe/0", "us/mmoe"),
+    LogRun(id="us/mmoe/0", metrics=(("valid/ctr_auc", 0.5, 1_000, 10),)),
+    LogRun(id="us/mmoe/0", metrics=(("valid/ctr_auc", 0.7, 2_000, 20),), tags={"a": "b"}),
+    EndRun(id="us/mmoe/0", status="FINISHED", time=3_000),
+    MarkWinner(id="us/mmoe/0", baseline="us/mmoe/0", dataset="us"),
+    EndRun(id="us/mmoe", status="FINISHED", time=4_000),
+]
+
+
+@dataclass
+class Store:
+    """A WSGI application: MLflow's server, or an answer of its own where that is set.
+
+    Attributes:
+        status: of the answer now; None for MLflow's own.
+        status_then: from the moment on when a writer has begun.
+        refused: what the writers said of being refused.
+    """
+
+    server: Callable[..., Any]
+    directory: Path
+    status: str | None = None
+    uri: str = ""
+    status_then: str | None = None
+    refused: list[str] = field(default_factory=list)
+
+    def __call__(self, environment: dict[str, Any], start: Callable[..., Any]) -> Any:
+        if self.status is not None:
+            start(self.status, [("Content-Type", "text/plain")])
+            return [b"not now"]
+        return self.server(environment, start)
+
+    @property
+    def outbox(self) -> Path:
+        return self.directory / "outbox.db"
+
+    def create_experiment(self) -> str:
+        found: str = self.client.create_experiment(str(self.directory))
+        return found
+
+    @property
+    def client(self) -> MlflowClient:
+        return MlflowClient(self.uri)
+
+    def write(self, experiment: str, written: list[Record]) -> None:
+        writer = RecordWriter(self.client, experiment, Outbox(self.outbox), self.refused.append)
+        self.status = self.status_then
+        for record in written:
+            writer.put(record)
+        writer.close()
+
+    def runs(self, experiment: str) -> list[Run]:
+        found = self.client.search_runs([experiment])
+        return sorted(found, key=lambda run: run.data.tags[ID_TAG])
+
+
+class QuietHandler(WSGIRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """A real MLflow server on a SQLite store, which can be told to be away."""
+    monkeypatch.setenv("_MLFLOW_SERVER_FILE_STORE", f"sqlite:///{tmp_path / 'server.db'}")
+    monkeypatch.setenv("_MLFLOW_SERVER_ARTIFACT_ROOT", str(tmp_path / "artifacts"))
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(records, "RETRY_FIRST_S", 0.01)
+    monkeypatch.setattr(records, "CLOSE_TIMEOUT_S", 0.3)
+    from mlflow.server import app
+
+    application = Store(app, tmp_path)
+    with make_server("127.0.0.1", 0, application, handler_class=QuietHandler) as server:
+        application.uri = f"http://127.0.0.1:{server.server_port}"
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        connect(application.uri)
+        yield application
+        server.shutdown()
+        thread.join()
+
+
+def check(store: Store, experiment: str) -> None:
+    """Check that the store holds exactly what the records say, once."""
+    study, trial = store.runs(experiment)
+    assert [study.info.status, trial.info.status] == ["FINISHED", "FINISHED"]
+    assert [study.info.end_time, trial.info.end_time] == [4_000, 3_000]
+    assert trial.data.tags["mlflow.parentRunId"] == study.info.run_id
+    assert trial.data.tags["pwiser.winner"] == "true"
+    assert trial.data.tags["pwiser.baseline_run"] == trial.info.run_id
+    assert trial.data.tags["a"] == "b"
+    assert trial.data.params == {"alpha": "0.3"}
+    history = store.client.get_metric_history(trial.info.run_id, "valid/ctr_auc")
+    assert [(one.step, one.value, one.timestamp) for one in history] == [
+        (10, 0.5, 1_000),
+        (20, 0.7, 2_000),
+    ]
+    (found,) = trial.inputs.dataset_inputs
+    assert found.dataset.name == "us"
+
+
+@pytest.mark.parametrize("num_before", range(len(RECORDS)))
+def test_records_of_a_store_that_stays_away_are_kept_for_the_next_process(
+    store: Store, monkeypatch: pytest.MonkeyPatch, num_before: int
+) -> None:
+    monkeypatch.setattr(records, "CLOSE_TIMEOUT_S", 10.0)
+    experiment = store.create_experiment()
+    store.write(experiment, RECORDS[:num_before])
+    monkeypatch.setattr(records, "CLOSE_TIMEOUT_S", 0.3)
+    store.status_then = "503 Service Unavailable"
+    num_kept = len(RECORDS) - num_before
+    with pytest.raises(TrackingError) as caught:
+        store.write(experiment, RECORDS[num_before:])
+    assert str(caught.value) == (
+        f"tracking: the store does not answer; {num_kept} records are kept in {store.outbox}, "
+        "and the same command delivers them"
+    )
+    store.status = None
+    monkeypatch.setattr(records, "CLOSE_TIMEOUT_S", 10.0)
+    deliver_leftovers(store.client, experiment, store.outbox)
+    check(store, experiment)
+
+
+def test_records_that_were_delivered_before_their_note_are_delivered_again_to_no_effect(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = store.create_experiment()
+    store.status_then = "503 Service Unavailable"
+    with pytest.raises(TrackingError):
+        store.write(experiment, RECORDS)
+    store.status = None
+    monkeypatch.setattr(records, "CLOSE_TIMEOUT_S", 10.0)
+    for _ in range(2):
+        shutil.copy(store.outbox, store.directory / "again.db")
+        deliver_leftovers(store.client, experiment, store.outbox)
+        check(store, experiment)
+        shutil.copy(store.directory / "again.db", store.outbox)
+
+
+def test_where_an_earlier_process_left_nothing_there_is_nothing_to_deliver(store: Store) -> None:
+    deliver_leftovers(store.client, "no such experiment", store.directory / "missing.db")
+    assert not (store.directory / "missing.db").exists()
+
+
+def test_a_store_that_refuses_the_user_ends_the_job_and_loses_nothing(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = store.create_experiment()
+    store.status_then = "401 Unauthorized"
+    with pytest.raises(TrackingRefusedError) as caught:
+        store.write(experiment, RECORDS)
+    told = str(caught.value)
+    assert told.startswith("tracking: the store refuses us (")
+    assert told.endswith(
+        "); set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD: the records are kept in "
+        f"{store.outbox}, and the same command delivers them"
+    )
+    assert store.refused == [told]
+    store.status = None
+    monkeypatch.setattr(records, "CLOSE_TIMEOUT_S", 10.0)
+    deliver_leftovers(store.client, experiment, store.outbox)
+    check(store, experiment)
+
+
+def test_a_record_that_the_store_refuses_is_told_and_the_others_are_written(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "CLOSE_TIMEOUT_S", 10.0)
+    experiment = store.create_experiment()
+    unknown = LogRun(id="us/mmoe/9", metrics=(("valid/ctr_auc", 0.5, 1_000, 10),))
+    message = r"^tracking: the store refused a record \(no run has been opened for us/mmoe/9\)$"
+    with pytest.raises(TrackingError, match=message):
+        store.write(experiment, [*RECORDS[:2], unknown, *RECORDS[2:]])
+    check(store, experiment)
+
+
+def test_metrics_are_kept_on_disk_to_the_last_bit() -> None:
+    values = [0.1 + 0.2, 5e-324, 1.7e308, float("inf")]
+    kept = LogRun(
+        id="us/mmoe", metrics=tuple(("x", value, 1, step) for step, value in enumerate(values))
+    )
+    assert records.RECORDS.validate_json(kept.model_dump_json()) == kept
