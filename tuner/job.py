@@ -161,6 +161,12 @@ class Budget(Settings):
         gt=0,
         description="of a lane for one trial, which has failed then; no limit where left out",
     )
+    hang_minutes: float = Field(
+        30.0,
+        gt=0,
+        description="without a step, an evaluation or a loaded dataset after which a lane is taken "
+        "to hang: its stacks are logged, and it is started again",
+    )
 
 
 class TrackingSettings(Settings):

@@ -41,6 +41,7 @@ __all__ = ["JobRun"]
 
 RAY_DIRECTORY = ".ray"
 MIB = 1024**2
+SECONDS_PER_MINUTE = 60
 FIGURES = ("curves", "history", "landscape")
 """Of a study's report, kept with its run."""
 TRIAL_RESOURCES = {"memory": 1}  # a byte: Tune refuses none, and a share of a CPU can starve lanes
@@ -85,6 +86,7 @@ class JobRun:
         self._experiment_id = experiment_id
         self._root = root
         self._ended_replicates = ended_replicates
+        self._hang_s = job.budget.hang_minutes * SECONDS_PER_MINUTE
         self._reading = Reading(mode=job.data.mode, buffer_bytes=job.data.buffer_mib * MIB)
 
     def search_and_test(
@@ -293,6 +295,7 @@ class JobRun:
             checkpoint=join(self._root, trial.directory),
             state=join(self._root, trial.state_directory),
             limit_s=None if hours is None else hours * SECONDS_PER_HOUR,
+            hang_s=self._hang_s,
         )
 
     def _test_winners(
@@ -324,6 +327,7 @@ class JobRun:
             dataset=trial.study.dataset_uri,
             reading=self._reading,
             checkpoint=join(self._root, trial.directory),
+            hang_s=self._hang_s,
         )
 
     def _test(self, trial: Trial, queue: ray.actor.ActorHandle) -> dict[str, float | None]:

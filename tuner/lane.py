@@ -31,10 +31,11 @@ from trainables.training import Evaluation, Training, TrainingError, predict_log
 from trainables.training_state import TrainingState
 from trainables.workers import Workers
 from tuner.lane_backend import lane_of
-from tuner.messages import Generation, Reading, Report, Seconds, Task, TestTask, TrialTask
+from tuner.messages import HANG_S, Generation, Reading, Report, Seconds, Task, TestTask, TrialTask
 from tuner.objective import objective_values, score
 from tuner.storage import download, exists, upload
 from tuner.trial_queue import CLOSED
+from tuner.watchdog import Watchdog
 
 __all__ = ["LaneSettings", "run_lane"]
 
@@ -90,6 +91,7 @@ class _Lane:
         self.generation: Generation = self._decide(lambda: ray.get(queue.join.remote(name)))
         self.nodes = self._gather_nodes()
         self.loaded: _LoadedDataset | None = None
+        self.watchdog = Watchdog(HANG_S)
         self.free_since: float | None = None  # the wait for the first task is the job's start-up
 
     def serve(self) -> None:
@@ -99,7 +101,9 @@ class _Lane:
                 return
             if isinstance(task, str) or task is None:
                 continue
-            self._run(task)
+            self.watchdog = Watchdog(task.hang_s)
+            with self.watchdog.watching():
+                self._run(task)
             self._ask(lambda: self.queue.finish.remote(self.generation))
 
     def _take(self) -> Task | str | None:
@@ -131,10 +135,13 @@ class _Lane:
         before = reports[-1].seconds if reports else Seconds()
         best = max((_score(report, task) for report in reports), default=float("-inf"))
         setup_s = before.setup + time.perf_counter() - started
+        self.watchdog.pat()
         if not all(self._report(report) for report in reports):
             return
         limit = _Limit(task.limit_s, taken_since - before.lane)
-        cancelled = _CancelPoll(self.queue, self.generation, limit, self._decide, self.workers)
+        cancelled = _CancelPoll(
+            self.queue, self.generation, limit, self.watchdog, self._decide, self.workers
+        )
         kept_at = time.perf_counter()
         for evaluation in training.evaluations(cancelled):
             report = self._evaluated(evaluation)
@@ -245,9 +252,10 @@ class _Lane:
         return tuple(sorted({address for address in addresses if address is not None}))
 
     def _report(self, report: Report) -> bool:
-        return self._decide(
-            lambda: bool(ray.get(self.queue.report.remote(self.generation, report)))
-        )
+        with self.watchdog.away():  # the verdict may take as long as it likes
+            return self._decide(
+                lambda: bool(ray.get(self.queue.report.remote(self.generation, report)))
+            )
 
     def _ask(self, call: Callable[[], ray.ObjectRef]) -> None:
         if self.workers.rank == 0:
@@ -308,12 +316,14 @@ class _CancelPoll:
         queue: ray.actor.ActorHandle,
         generation: Generation,
         limit: _Limit,
+        watchdog: Watchdog,
         decide: Callable[[Callable[[], tuple[bool, int]]], tuple[bool, int]],
         workers: Workers,
     ) -> None:
         self.queue = queue
         self.generation = generation
         self.limit = limit
+        self.watchdog = watchdog
         self.decide = decide
         self.reference = queue.wait_cancelled.remote(generation) if workers.rank == 0 else None
         self.steps_to_go = self.stride = 1
@@ -323,6 +333,7 @@ class _CancelPoll:
         self.steps_to_go -= 1
         if self.steps_to_go > 0:
             return False
+        self.watchdog.pat()
         cancelled, self.stride = self.decide(self._look)
         self.steps_to_go = self.stride
         return cancelled

@@ -6,6 +6,10 @@ from typing import Any, Literal, NamedTuple
 __all__ = ["Ended", "Generation", "Reading", "Report", "Seconds", "Task", "TestTask", "TrialTask"]
 
 
+HANG_S = 1800.0
+"""Seconds that nothing should take: a step, an evaluation, loading a dataset."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Seconds:
     """Where a trial's time went so far, in seconds of its lane.
@@ -62,6 +66,7 @@ class TrialTask:
         state: directory URI of the training state, from which another lane can go on.
         reading: how to read the dataset.
         limit_s: seconds of a lane after which the trial has failed; None for no limit.
+        hang_s: seconds without progress after which the lane is started again.
         state_every_s: of training after which its state is worth writing; a lost lane costs at
             most this and what lies between two evaluations.
     """
@@ -74,6 +79,7 @@ class TrialTask:
     state: str
     reading: Reading = Reading()
     limit_s: float | None = None
+    hang_s: float = HANG_S
     state_every_s: float = 10.0
 
 
@@ -87,6 +93,7 @@ class TestTask:
     dataset: str
     checkpoint: str
     reading: Reading = Reading()
+    hang_s: float = HANG_S
 
 
 Task = TrialTask | TestTask

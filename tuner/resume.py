@@ -32,7 +32,13 @@ JOB_FILE = "job.json"
 LOCK_FILE = "lock"
 OWN_KEYS = ("search.space.", "model.")
 """Below these the keys are the job's own; another field that a stored job lacks was added later."""
-MAY_GROW = ("search.trials", "search.replicates", "budget.hours", "budget.trial_hours")
+MAY_GROW = (
+    "search.trials",
+    "search.replicates",
+    "budget.hours",
+    "budget.trial_hours",
+    "budget.hang_minutes",
+)
 
 
 def store_job(job: Job, digests: Mapping[str, str], root: str) -> None:

@@ -141,7 +141,7 @@ def test_a_job_needs_no_more_than_a_name_and_datasets(read: Callable[[str], Job]
             "gpus_per_worker": None,
         },
         "data": {"mode": "auto", "buffer_mib": 512},
-        "budget": {"hours": None, "trial_hours": None},
+        "budget": {"hours": None, "trial_hours": None, "hang_minutes": 30.0},
         "tracking": {"uri": None},
         "storage": "pwiser",
         "keep_checkpoints": "winners",

@@ -1,5 +1,6 @@
 """What a lane does between its steps, on a real queue; whole lanes are in test_lanes."""
 
+import faulthandler
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from tuner.cluster import connected
 from tuner.lane import CANCEL_POLL_S, _CancelPoll, _Limit
 from tuner.lanes import queue_actor
 from tuner.messages import Ended, Generation, TrialTask
+from tuner.watchdog import Watchdog
 
 pytestmark = pytest.mark.ray
 
@@ -40,11 +42,11 @@ class Leased:
         limit_s: float | None = None,
     ) -> _CancelPoll:
         limit = _Limit(limit_s, since=time.perf_counter())
-        return _CancelPoll(self.queue, self.generation, limit, decide, ALONE)
+        return _CancelPoll(self.queue, self.generation, limit, Watchdog(60.0), decide, ALONE)
 
 
 @pytest.fixture
-def leased(ray_session: None) -> Leased:
+def leased(ray_session: None) -> Iterator[Leased]:
     queue = queue_actor().remote()
     task = TrialTask(
         id="a",
@@ -57,7 +59,8 @@ def leased(ray_session: None) -> Leased:
     ray.get(queue.submit.remote(task))
     generation = ray.get(queue.join.remote("lane"))
     assert ray.get(queue.take.remote(generation, timeout_s=1.0)) == task
-    return Leased(queue, generation)
+    yield Leased(queue, generation)
+    faulthandler.cancel_dump_traceback_later()
 
 
 def test_a_trial_beyond_its_limit_has_failed(leased: Leased) -> None:

@@ -253,6 +253,31 @@ def test_lanes_whose_controller_dies_come_back_in_the_room_that_they_had(
     assert len(set(lines(directory, "orphan"))) == 2
 
 
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_lane_that_hangs_leaves_its_stacks_and_starts_again(
+    directory: Path, ray_of_three_cores: None, tiny_dataset: Dataset
+) -> None:
+    lanes = Lanes(num_lanes=1, workers_per_lane=1, cpus_per_worker=1, gpus_per_worker=0)
+    queue = queue_actor().remote()
+    logs = Path(ray._private.worker._global_node.get_logs_dir_path())
+    hanging = [  # for ever at its first start, and for good
+        task(directory, tiny_dataset, "once", other=str(directory / "once"), other_lines=2),
+        task(directory, tiny_dataset, "always", other=str(directory / "always"), other_lines=9),
+    ]
+    storage = str(directory / "train")
+    with open_lanes(lanes, queue, job="hangs", storage_path=storage, on_all_lost=print):
+        for one in hanging:
+            ray.get(queue.submit.remote(replace(one, hang_s=3.0)))
+        assert isinstance(last_message(queue, "once"), Report)
+        reason = "it took down its lane 2 times"
+        assert last_message(queue, "always") == Ended(kind="failed", reason=reason)
+    assert len(set(lines(directory, "once"))) == 2
+    said = "".join(path.read_text() for path in logs.glob("worker-*.err"))
+    assert said.count("Timeout (0:00:03)!") == 3
+    assert "in begin" in said
+
+
 def controller_pid() -> int:
     (pid,) = [
         child.pid
