@@ -17,6 +17,8 @@ from tuner.errors import JobNotFoundError
 from tuner.job import Job
 from tuner.job_search import JobSearch
 from tuner.messages import Ended, Report, Seconds
+from tuner.outbox import Outbox
+from tuner.records import RecordWriter
 from tuner.replicates import plan_replicates
 from tuner.report import JobReport, html_page, json_page, markdown_page, read_report
 from tuner.search import StudySearch
@@ -44,7 +46,8 @@ def log_job(client: MlflowClient, directory: Path, dataset: Dataset, job: Job) -
     experiment_id = client.create_experiment(
         job.name, artifact_location=str(directory), tags={"pwiser.job": job.name}
     )
-    tracker = Tracker(client, experiment_id, job, "/s")
+    writer = RecordWriter(client, experiment_id, Outbox(directory / "outbox.db"))
+    tracker = Tracker(writer, job, "/s")
     searches = [
         StudySearch(Study(dataset=dataset.name, dataset_uri=dataset.uri, model=model), job)
         for model in job.models

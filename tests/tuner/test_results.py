@@ -9,6 +9,8 @@ from tuner.errors import JobNotFoundError, TrackingError
 from tuner.job import Job
 from tuner.job_search import JobSearch
 from tuner.messages import Report
+from tuner.outbox import Outbox
+from tuner.records import RecordWriter
 from tuner.results import METRICS, read_results
 from tuner.search import StudySearch
 from tuner.study import Study, Trial
@@ -45,7 +47,8 @@ def search_job(
             "loss": {"gate": "literal"},
         }
     )
-    tracker = Tracker(client, experiment_id, job, "/s")
+    writer = RecordWriter(client, experiment_id, Outbox(directory / "outbox.db"))
+    tracker = Tracker(writer, job, "/s")
     study = Study(dataset=dataset.name, dataset_uri=dataset.uri, model=model)
     study_search = StudySearch(study, job)
     tracker.start_study(study_search, dataset, "name: job\n", num_lanes=1)
