@@ -6,12 +6,22 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pyarrow import fs
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from datasets import DatasetError
 from datasets.filesystem import Location, locate
 from tuner.errors import StorageError
 
 __all__ = ["absolute_uri", "delete", "download", "exists", "join", "local_path", "upload"]
+
+
+_retried = Retrying(
+    retry=retry_if_exception_type(OSError),
+    stop=stop_after_attempt(4),
+    wait=wait_exponential(multiplier=0.5),
+    reraise=True,
+)
+"""Calls a function, again after half a second, one and two where the storage fails."""
 
 
 def absolute_uri(uri: str) -> str:
@@ -46,23 +56,32 @@ def upload(directory: Path, uri: str) -> None:
     """Copy a local directory's files to a URI; on a local path each appears whole or not at all.
 
     Raises:
-        StorageError: if the destination cannot be written.
+        StorageError: if the destination cannot be written, in several tries.
     """
     location = _locate(uri)
     try:
-        if not location.is_local:
-            fs.copy_files(str(directory), location.path, destination_filesystem=location.filesystem)
-            return
-        target = Path(location.path)
-        target.mkdir(parents=True, exist_ok=True)
-        for source in sorted(directory.iterdir()):
-            partial = target / f".{source.name}.partial"
-            partial.write_bytes(source.read_bytes())
-            partial.replace(target / source.name)
+        if location.is_local:
+            _retried(_copy_whole, directory, Path(location.path))
+        else:
+            filesystem = location.filesystem
+            _retried(
+                fs.copy_files, str(directory), location.path, destination_filesystem=filesystem
+            )
     except OSError as error:
         raise StorageError(
             f"storage: cannot write {uri} ({error}); check access and space"
         ) from error
+
+
+def _copy_whole(directory: Path, target: Path) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    for source in sorted(directory.iterdir()):
+        partial = target / f".{source.name}.partial"
+        try:
+            partial.write_bytes(source.read_bytes())
+            partial.replace(target / source.name)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -70,7 +89,7 @@ def download(uri: str) -> Iterator[Path]:
     """Give a directory's files as a local directory, for as long as the context lasts.
 
     Raises:
-        StorageError: if there is nothing at the URI.
+        StorageError: if there is nothing at the URI, or it cannot be read, in several tries.
     """
     location = _locate(uri)
     if not location.exists():
@@ -79,7 +98,13 @@ def download(uri: str) -> Iterator[Path]:
         yield Path(location.path)
         return
     with tempfile.TemporaryDirectory() as directory:
-        fs.copy_files(location.path, directory, source_filesystem=location.filesystem)
+        filesystem = location.filesystem
+        try:
+            _retried(fs.copy_files, location.path, directory, source_filesystem=filesystem)
+        except OSError as error:
+            raise StorageError(
+                f"storage: cannot read {uri} ({error}); check access and credentials"
+            ) from error
         yield Path(directory)
 
 

@@ -1,3 +1,5 @@
+import resource
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,6 +68,35 @@ def test_what_cannot_be_written_is_told(tmp_path: Path, source: Path, name: Name
     message = str(caught.value)
     assert message.startswith(f"storage: cannot write {uri} (")
     assert message.endswith("; check access and space")
+
+
+def test_a_storage_that_fails_for_a_moment_is_tried_again(
+    tmp_path: Path, source: Path, name: Name
+) -> None:
+    obstacle = tmp_path / "file"
+    obstacle.write_text("in the way")
+    threading.Timer(0.2, obstacle.unlink).start()
+    upload(source, name(obstacle / "trial"))
+    assert files(obstacle / "trial") == files(source)
+
+
+def test_a_disk_that_is_full_leaves_what_was_there_and_nothing_half(
+    tmp_path: Path, source: Path
+) -> None:
+    target = tmp_path / "trial"
+    upload(source, str(target))
+    before = files(target)
+    (source / "weights").write_bytes(b"new" * 1000)
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(
+            StorageError, match=r"cannot write .*File too large.*; check access and"
+        ):
+            upload(source, str(target))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert files(target) == before
 
 
 def test_what_is_not_there_is_told(tmp_path: Path, name: Name) -> None:
