@@ -2,17 +2,22 @@
 
 Each round runs a job, kills one process of it, gives the same command again until the job is done,
 and compares with the undisturbed job: the same trials, each once, with the same parameters, states
-and metrics; no run left open, no process, no training state. `CHAOS_ROUNDS` says how often.
+and metrics; no run left open, no process, no training state. `CHAOS_ROUNDS` says how often. The
+MLflow server is killed, too, and comes back after `AWAY_S`. The loss of a node is in
+`tests/tuner/test_lanes.py`.
 """
 
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -27,6 +32,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "1"))
 TIMEOUT_S = 300
+AWAY_S = 30.0
 SLOW = """
 import time
 from torch import nn
@@ -47,10 +53,12 @@ class Slow(nn.Module):
 """
 VICTIMS = {
     "worker": "ray::RayTrainWorker",
+    "worker-of-two": "ray::RayTrainWorker",
     "controller": "ray::TrainController",
     "tune-actor": "ray::ResourceTrainable",
     "queue": "ray::TrialQueue",
     "driver": "",
+    "mlflow": "",
 }
 ALWAYS = ("controller", "queue")
 """Those that `make test` kills too, once; the others are a part of `make chaos` alone."""
@@ -63,7 +71,12 @@ class Place:
 
     directory: Path
 
-    def write_job(self, name: str) -> Path:
+    def tracking(self, *, served: bool = False) -> str:
+        if served:
+            return f"http://127.0.0.1:{(self.directory / 'port').read_text()}"
+        return f"sqlite:///{self.directory / 'mlflow.db'}"
+
+    def write_job(self, name: str, *, workers: int = 1, served: bool = False) -> Path:
         job = {
             "name": name,
             "datasets": [str(self.directory / "tiny")],
@@ -76,8 +89,13 @@ class Place:
                 "space": {"loss.alpha": {"values": [0.01, 0.03, 0.1, 0.2]}},
             },
             "training": {"epochs": 2, "batch_size": 256, "evaluate_every": 0.25},
-            "resources": {"lanes": 2, "cpus_per_worker": 1},
+            "resources": {
+                "lanes": 2 // workers,
+                "workers_per_lane": workers,
+                "cpus_per_worker": 1,
+            },
             "storage": str(self.directory / "storage"),
+            "tracking": {"uri": self.tracking(served=served)},
         }
         path = self.directory / f"{name}.yaml"
         path.write_text(yaml.safe_dump(job))
@@ -95,7 +113,7 @@ class Place:
         )
 
     def runs(self, job: str) -> list[Run]:
-        client = MlflowClient(f"sqlite:///{self.directory / 'storage' / 'mlflow.db'}")
+        client = MlflowClient(self.tracking())
         experiment = client.get_experiment_by_name(job)
         assert experiment is not None
         return list(client.search_runs([experiment.experiment_id]))
@@ -114,11 +132,70 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(place: Place) -> list[Run]:
-    process = place.tune(place.write_job("undisturbed"))
-    said, _ = process.communicate(timeout=TIMEOUT_S)
-    assert process.returncode == 0, said
-    return place.trials("undisturbed")
+def undisturbed(place: Place) -> Callable[[int], list[Run]]:
+    """The trials of a job that nobody disturbs, by the workers of a lane."""
+
+    @cache
+    def trials(workers: int) -> list[Run]:
+        name = f"undisturbed-{workers}"
+        process = place.tune(place.write_job(name, workers=workers))
+        said, _ = process.communicate(timeout=TIMEOUT_S)
+        assert process.returncode == 0, said
+        return place.trials(name)
+
+    return trials
+
+
+class Server:
+    """An MLflow server on the store that the other jobs use as a file."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            self.port = found.getsockname()[1]
+        (place.directory / "port").write_text(str(self.port))
+        self.start()
+
+    def start(self) -> None:
+        store = ("--backend-store-uri", self.place.tracking())
+        where = ("--host", "127.0.0.1", "--port", str(self.port), "--workers", "1")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", "server", *store, *where],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            cwd=self.place.directory,
+        )
+        deadline = time.monotonic() + 120
+        while not self.answers():
+            assert time.monotonic() < deadline, "the MLflow server does not start"
+            time.sleep(0.2)
+
+    def answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=5):
+                return True
+        except OSError:
+            return False
+
+    def kill(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture
+def server(place: Place) -> Iterator[Callable[[], Server]]:
+    """Start a server; it is killed in the end."""
+    started: list[Server] = []
+
+    def start() -> Server:
+        started.append(Server(place))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.kill()
 
 
 def facts(run: Run) -> tuple[dict[str, str], str, dict[str, float]]:
@@ -149,8 +226,8 @@ def kill(process: "subprocess.Popen[str]", title: str) -> bool:
     return True
 
 
-def disturb(process: "subprocess.Popen[str]", title: str, moment: float) -> str:
-    """Kill a part of a job some time after its first trial has ended; return what the job said."""
+def disturb(process: "subprocess.Popen[str]", kill_one: Callable[[], bool], moment: float) -> str:
+    """Kill something some time after a job's first trial has ended; return what the job said."""
     assert process.stdout is not None
     said = ""
     while "/6 done" not in said:
@@ -159,8 +236,8 @@ def disturb(process: "subprocess.Popen[str]", title: str, moment: float) -> str:
         said += line
     time.sleep(moment)
     deadline = time.monotonic() + 10
-    while not kill(process, title):
-        assert time.monotonic() < deadline, f"no {title}"
+    while not kill_one():
+        assert time.monotonic() < deadline, "nothing to kill"
         time.sleep(0.05)
     rest, _ = process.communicate(timeout=TIMEOUT_S)
     return said + rest
@@ -198,16 +275,29 @@ def marks(victim: str, number: int) -> list[pytest.MarkDecorator]:
 )
 def test_nothing_is_lost_and_nothing_runs_twice(
     place: Place,
-    undisturbed: list[Run],
+    undisturbed: Callable[[int], list[Run]],
+    server: Callable[[], Server],
     no_process_is_left: Callable[[int], None],
     victim: str,
     number: int,
 ) -> None:
     moment = random.Random(f"{victim}-{number}").uniform(0, 2)
     name = f"{victim}-{number}"
-    job = place.write_job(name)
+    workers = 2 if victim == "worker-of-two" else 1
+    expected_trials = undisturbed(workers)
+    mlflow = server() if victim == "mlflow" else None
+    job = place.write_job(name, workers=workers, served=mlflow is not None)
     process = place.tune(job)
-    said = disturb(process, VICTIMS[victim], moment)
+
+    def kill_one() -> bool:
+        if mlflow is None:
+            return kill(process, VICTIMS[victim])
+        mlflow.kill()
+        time.sleep(AWAY_S)
+        mlflow.start()
+        return True
+
+    said = disturb(process, kill_one, moment)
     assert victim == "queue" or "Traceback" not in said, said  # Tune tells of its actors' end
     no_process_is_left(process.pid)
     if process.returncode != 0:
@@ -223,7 +313,7 @@ def test_nothing_is_lost_and_nothing_runs_twice(
     failed = [run for run in trials if run.info.status == "FAILED"]
     assert len(failed) <= (1 if victim == "tune-actor" else 0), said
     assert all(run.data.tags["pwiser.failure"] == TUNE_ACTOR_DIED for run in failed)
-    for run, expected in zip(trials, undisturbed, strict=True):
+    for run, expected in zip(trials, expected_trials, strict=True):
         if run not in failed:
             assert facts(run) == facts(expected)
     assert list(place.directory.glob(f"storage/{name}/*/*/*/*-state")) == []
