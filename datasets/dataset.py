@@ -12,7 +12,13 @@ from datasets.loading import Impressions, SplitReader, shared_impressions
 from datasets.manifest import Manifest
 from datasets.schema import id_columns
 from datasets.streaming import StreamedSplit
-from datasets.vocabulary import PADDING_ID, id_type, read_vocabularies
+from datasets.vocabulary import (
+    PADDING_ID,
+    VOCABULARIES_FILE,
+    Vocabulary,
+    id_type,
+    read_vocabularies,
+)
 
 __all__ = ["Dataset", "Impressions", "SplitStatistics", "open_dataset", "statistics", "total"]
 
@@ -60,7 +66,7 @@ class Dataset:
         return Encoder(
             categorical=schema.categorical,
             numerical=schema.numerical,
-            vocabularies=read_vocabularies(locate(self.uri), list(schema.categorical)),
+            vocabularies=self._vocabularies(list(schema.categorical)),
             statistics=self.manifest.statistics,
             numerical_type=schema.numerical_type,
         )
@@ -103,7 +109,7 @@ class Dataset:
         """
         rows = self._reader(split).first_rows(num_rows)
         fields = self.manifest.table.categorical
-        vocabularies = read_vocabularies(locate(self.uri), list(fields))
+        vocabularies = self._vocabularies(list(fields))
         columns = {}
         for name, field in fields.items():
             known = (None, *vocabularies[name].values)
@@ -119,6 +125,10 @@ class Dataset:
         for name in self.manifest.table.numerical:
             columns[name] = rows.column(name)
         return pa.table(columns)
+
+    def _vocabularies(self, fields: list[str]) -> dict[str, Vocabulary]:
+        recorded = self.manifest.files.get(VOCABULARIES_FILE)
+        return read_vocabularies(locate(self.uri), fields, recorded)
 
     def _reader(self, split: str) -> SplitReader:
         if split not in self.manifest.splits:

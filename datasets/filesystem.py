@@ -100,12 +100,14 @@ class HashingSink:
         target.filesystem.create_dir(folder, recursive=True)
         self._stream = target.filesystem.open_output_stream(target.path, compression=None)
         self._sha256 = hashlib.sha256()
+        self._end_sha256 = hashlib.sha256()
         self.size_bytes = 0
         self.closed = False
 
     def write(self, content: bytes) -> int:
         """Append bytes."""
         self._sha256.update(content)
+        self._end_sha256.update(content)
         self._stream.write(content)
         self.size_bytes += len(content)
         return len(content)
@@ -126,6 +128,14 @@ class HashingSink:
     def hexdigest(self) -> str:
         """Return the SHA-256 of what has been written."""
         return self._sha256.hexdigest()
+
+    def begin_end(self) -> None:
+        """Say that what follows is the file's end, which has a SHA-256 of its own."""
+        self._end_sha256 = hashlib.sha256()
+
+    def end_hexdigest(self) -> str:
+        """Return the SHA-256 of what has been written since `begin_end`."""
+        return self._end_sha256.hexdigest()
 
 
 @contextlib.contextmanager

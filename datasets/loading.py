@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from datasets.encoder import Encoder
 from datasets.errors import DatasetError
 from datasets.filesystem import Location
-from datasets.manifest import Manifest
+from datasets.manifest import FileSum, Manifest
 from datasets.pipeline import map_in_order
 from datasets.schema import CLICK, CONVERSION
 
@@ -42,6 +42,8 @@ __all__ = [
 ]
 
 CACHE_VARIABLE = "PWISER_CACHE_DIR"
+_PARQUET_TAIL_BYTES = 8
+"""After a Parquet file's metadata: its length and the magic number."""
 _BLOCK_ROWS = 2048
 _BLOCK_PAD = 16  # columns a power of two apart fall into the same sets of the cache
 _UNUSED_DAYS = 7
@@ -136,6 +138,7 @@ class SplitReader:
         self._directory = directory
         self._split = split
         self._summary = manifest.splits[split]
+        self._files = manifest.files
         self._encoder = encoder
 
     def read(self, make: _MakeArray = _in_memory) -> Impressions:
@@ -213,6 +216,9 @@ class SplitReader:
             try:
                 with part.filesystem.open_input_file(part.path) as stream:
                     metadata = pq.ParquetFile(stream).metadata
+                    recorded = self._files.get(name)
+                    if recorded is not None:
+                        _check_footer(stream, metadata, recorded)
             except (pa.ArrowException, OSError, ValueError) as error:
                 raise self._unreadable(part, error) from error
             if start + metadata.num_rows > num_rows:
@@ -233,7 +239,9 @@ class SplitReader:
     def _read_row_group(self, group: RowGroup, columns: list[str] | None = None) -> pa.Table:
         try:
             with group.part.filesystem.open_input_file(group.part.path) as stream:
-                file = pq.ParquetFile(stream, metadata=group.metadata)
+                file = pq.ParquetFile(
+                    stream, metadata=group.metadata, page_checksum_verification=True
+                )
                 return file.read_row_group(group.index, columns, use_threads=False)
         except (pa.ArrowException, OSError, ValueError) as error:
             raise self._unreadable(group.part, error) from error
@@ -261,6 +269,21 @@ class SplitReader:
             f"{self._uri}: {where} holds {found} rows, the manifest says {expected}; "
             "prepare the dataset again"
         )
+
+
+def _check_footer(stream: pa.NativeFile, metadata: pq.FileMetaData, recorded: FileSum) -> None:
+    """Check that a part ends as it was written.
+
+    Raises:
+        ValueError: It does not.
+    """
+    if stream.size() != recorded.size_bytes:
+        raise ValueError(f"it has {stream.size()} bytes, the manifest says {recorded.size_bytes}")
+    length = metadata.serialized_size + _PARQUET_TAIL_BYTES
+    stream.seek(recorded.size_bytes - length)
+    sha256 = hashlib.sha256(stream.read(length)).hexdigest()
+    if recorded.footer_sha256 not in (None, sha256):
+        raise ValueError("its footer is not what was written, by its checksum")
 
 
 def _laid_out(groups: Sequence[RowGroup]) -> Iterator[RowGroup]:

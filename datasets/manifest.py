@@ -1,6 +1,8 @@
 """What a prepared dataset says about itself: ``manifest.json``, written last."""
 
-from typing import Self
+import hashlib
+import json
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -12,6 +14,8 @@ from datasets.schema import Schema
 __all__ = ["FORMAT_VERSION", "MANIFEST_FILE", "FileSum", "Manifest", "SplitSummary"]
 
 FORMAT_VERSION = 1
+CHECKSUM = "checksum"
+"""Key of the SHA-256 over everything else; a manifest that was written without is read, too."""
 MANIFEST_FILE = "manifest.json"
 
 
@@ -27,12 +31,20 @@ class SplitSummary(BaseModel):
 
 
 class FileSum(BaseModel):
-    """What a file held when it was written."""
+    """What a file held when it was written.
+
+    Attributes:
+        size_bytes: Of the whole file.
+        sha256: Of the whole file.
+        footer_sha256: Of a Parquet part's footer, which says where everything else is. It is
+            checked whenever the part is opened; the pages have checksums of their own.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     size_bytes: int
     sha256: str
+    footer_sha256: str | None = None
 
 
 class Manifest(BaseModel):
@@ -76,8 +88,9 @@ class Manifest(BaseModel):
         return tuple(field.num_ids for field in self.table.categorical.values())
 
     def write(self, directory: Location) -> None:
-        """Write the manifest into a dataset's directory."""
-        text = self.model_dump_json(indent=2, by_alias=True)
+        """Write the manifest into a dataset's directory, with a checksum of its own."""
+        content = json.loads(self.model_dump_json(by_alias=True))
+        text = json.dumps(content | {CHECKSUM: _checksum(content)}, indent=2)
         (directory / MANIFEST_FILE).write_bytes(text.encode() + b"\n")
 
     @classmethod
@@ -102,17 +115,42 @@ class Manifest(BaseModel):
         if not is_dataset:
             raise DatasetError(f"{shown}: not a prepared dataset (no {MANIFEST_FILE}); {make}")
         try:
-            manifest = cls.model_validate_json(content)
+            manifest = cls.model_validate(_checked(content))
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             key = ".".join(str(part) for part in first["loc"])
-            raise DatasetError(
-                f"{shown}: {MANIFEST_FILE} is damaged ({key or 'content'}: {first['msg']}); "
-                "prepare the dataset again"
-            ) from error
+            raise _damaged(shown, f"{key or 'content'}: {first['msg']}") from error
+        except (ValueError, RecursionError) as error:
+            raise _damaged(shown, " ".join(str(error).split())) from error
         if manifest.format_version != FORMAT_VERSION:
             raise DatasetError(
                 f"{shown}: {MANIFEST_FILE} has format_version {manifest.format_version}, this "
                 f"release reads {FORMAT_VERSION}; prepare the dataset again"
             )
         return manifest
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _checked(text: bytes) -> dict[str, Any]:
+    """Read the JSON of a manifest, and take its checksum off.
+
+    Raises:
+        ValueError: It is no JSON object, or another than was written.
+    """
+    content = json.loads(text)
+    if not isinstance(content, dict):
+        raise ValueError("content: is no JSON object")
+    checksum = content.pop(CHECKSUM, None)
+    if checksum is not None and checksum != _checksum(content):
+        raise ValueError("content: is not what was written, by its checksum")
+    return content
+
+
+def _damaged(shown: str, reason: str) -> DatasetError:
+    return DatasetError(
+        f"{shown}: {MANIFEST_FILE} is damaged ({reason}); prepare the dataset again"
+    )

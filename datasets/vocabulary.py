@@ -125,18 +125,28 @@ def write_vocabularies(vocabularies: Mapping[str, Vocabulary], directory: Locati
     return FileSum(size_bytes=sink.size_bytes, sha256=sink.hexdigest())
 
 
-def read_vocabularies(directory: Location, fields: Sequence[str]) -> dict[str, Vocabulary]:
+def read_vocabularies(
+    directory: Location, fields: Sequence[str], recorded: FileSum | None = None
+) -> dict[str, Vocabulary]:
     """Read the vocabularies of ``fields``; a field without rows knows no value.
 
+    Args:
+        directory: Where their file lies.
+        fields: Names of categorical fields.
+        recorded: What the file held when it was written, where that is known.
+
     Raises:
-        DatasetError: The file is missing or damaged.
+        DatasetError: The file is missing, damaged, or not what was written.
     """
     source = directory / VOCABULARIES_FILE
     try:
-        table = pq.read_table(source.path, filesystem=source.filesystem)
+        content = source.read_bytes()
+        if recorded is not None and hashlib.sha256(content).hexdigest() != recorded.sha256:
+            raise ValueError("it is not what was written, by its checksum")
+        table = pq.read_table(pa.BufferReader(content))
         names, values = table["field"].to_pylist(), table["value"].to_pylist()
-    except (pa.ArrowException, OSError, KeyError) as error:
-        reason = str(error).splitlines()[0]
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
         raise DatasetError(
             f"{source.path}: cannot read the vocabularies ({reason}); prepare the dataset again"
         ) from error

@@ -90,6 +90,7 @@ class PartsWriter:
                 group.schema,
                 compression="lz4",  # read twice as fast as zstd, an eighth larger
                 use_dictionary=[f.name for f in group.schema if pa.types.is_integer(f.type)],
+                write_page_checksum=True,
             )
             self.parts.append(name)
         self._writer.write_table(group, row_group_size=_ROW_GROUP_ROWS)
@@ -99,9 +100,12 @@ class PartsWriter:
 
     def _finish_part(self) -> None:
         if self._writer is not None and self._sink is not None:
-            self._writer.close()
+            self._sink.begin_end()
+            self._writer.close()  # which writes the footer
             self._sink.close()
             self.files[self.parts[-1]] = FileSum(
-                size_bytes=self._sink.size_bytes, sha256=self._sink.hexdigest()
+                size_bytes=self._sink.size_bytes,
+                sha256=self._sink.hexdigest(),
+                footer_sha256=self._sink.end_hexdigest(),
             )
         self._writer, self._sink, self._written_rows = None, None, 0

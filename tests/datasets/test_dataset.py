@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -94,11 +95,14 @@ def test_part_with_other_rows_is_refused(dataset: Dataset) -> None:
     train, test = (directory / split / "part-00000.parquet" for split in ("train", "test"))
     small, large = test.read_bytes(), train.read_bytes()
     test.write_bytes(large)
-    with pytest.raises(DatasetError, match=r"holds \d+ rows, the manifest says \d+; prepare"):
-        dataset.load("test")
     train.write_bytes(small)
-    with pytest.raises(DatasetError, match=r"train holds \d+ rows, the manifest says \d+; prepare"):
-        dataset.load("train")
+    for split in ("train", "test"):
+        with pytest.raises(DatasetError, match=r"it has \d+ bytes, the manifest says \d+\); prep"):
+            dataset.load(split)
+    unsummed = replace(dataset, manifest=dataset.manifest.model_copy(update={"files": {}}))
+    for split in ("train", "test"):
+        with pytest.raises(DatasetError, match=r"holds \d+ rows, the manifest says \d+; prepare"):
+            unsummed.load(split)
 
 
 def test_statistics_give_counts_and_ratios(dataset: Dataset) -> None:
