@@ -79,6 +79,11 @@ class Evidence(BaseModel):
     verdict: Verdict
     method: str = METHOD
 
+    @property
+    def single_task(self) -> bool:
+        """Whether the model has one head: its score is no conversion probability to have a loss."""
+        return "ctcvr_logloss" not in self.metrics
+
 
 def compare(baseline: Sequence[float], winner: Sequence[float]) -> Comparison:
     """Compare paired values.

@@ -15,7 +15,6 @@ from tuner.study import short_params
 
 __all__ = ["html_page", "json_page", "markdown_page", "study_markdown"]
 
-SINGLE_TASK = ("dnn", "masknet")
 HEADS = {"CTR": "ctr_auc", "CTCVR": "ctcvr_auc"}
 
 
@@ -98,8 +97,8 @@ def _tables(report: JobReport) -> dict[str, list[PaperTable]]:
             if study.dataset == dataset and study.evidence is not None
         ]
         groups = {
-            "MTL: two heads": [one for one in found if one.model not in SINGLE_TASK],
-            "STL: one head": [one for one in found if one.model in SINGLE_TASK],
+            "MTL: two heads": [one for one in found if not one.single_task],
+            "STL: one head": [one for one in found if one.single_task],
         }
         tables[dataset] = [_table(title, group) for title, group in groups.items() if group]
     return tables
