@@ -123,7 +123,9 @@ class RecordWriter:
         self._outbox = outbox
         self._on_refused = on_refused
         self._runs: dict[str, str] = {
-            run.data.tags[ID_TAG]: run.info.run_id for run in search_all(client, experiment_id)
+            run.data.tags[ID_TAG]: run.info.run_id
+            for run in search_all(client, experiment_id)
+            if ID_TAG in run.data.tags  # somebody's own run beside ours has none
         }
         self._uncertain: set[str] = set()
         self._records: queue.Queue[tuple[int, Record] | None] = queue.Queue()

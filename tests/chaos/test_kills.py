@@ -2,9 +2,10 @@
 
 Each round runs a job, kills one process of it, gives the same command again until the job is done,
 and compares with the undisturbed job: the same trials, each once, with the same parameters, states
-and metrics; no run left open, no process, no training state. `CHAOS_ROUNDS` says how often. The
-MLflow server is killed, too, and comes back after `AWAY_S`. The loss of a node is in
-`tests/tuner/test_lanes.py`.
+and metrics; no run left open, no process, no training state. `CHAOS_ROUNDS` says how often.
+
+Two more are killed that are not the job's own: a node of its cluster, with the lane on it, and the
+MLflow server, which comes back after `AWAY_S`.
 """
 
 import os
@@ -25,6 +26,7 @@ import pytest
 import yaml
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
+from ray.cluster_utils import Cluster
 
 from datasets import synthesize
 
@@ -58,11 +60,14 @@ VICTIMS = {
     "tune-actor": "ray::ResourceTrainable",
     "queue": "ray::TrialQueue",
     "driver": "",
+    "node": "",
     "mlflow": "",
 }
 ALWAYS = ("controller", "queue")
 """Those that `make test` kills too, once; the others are a part of `make chaos` alone."""
 TUNE_ACTOR_DIED = "its Tune actor died"
+TOLD_BY_TUNE = {"queue", "tune-actor"}
+"""After whose end Ray Tune prints a traceback of its own."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ class Place:
         path.write_text(yaml.safe_dump(job))
         return path
 
-    def tune(self, job: Path) -> "subprocess.Popen[str]":
+    def tune(self, job: Path, **environment: str) -> "subprocess.Popen[str]":
         paths = [str(self.directory), *filter(None, sys.path)]
         return subprocess.Popen(
             [sys.executable, "-m", "tuner", "tune", str(job)],
@@ -109,7 +114,7 @@ class Place:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | environment,
         )
 
     def runs(self, job: str) -> list[Run]:
@@ -198,6 +203,23 @@ def server(place: Place) -> Iterator[Callable[[], Server]]:
         one.kill()
 
 
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch, place: Place) -> Iterator[Callable[[], Cluster]]:
+    """Start a cluster of two nodes, with room for a lane on each; it is stopped in the end."""
+    paths = [str(place.directory), *filter(None, sys.path)]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    started: list[Cluster] = []
+
+    def start() -> Cluster:
+        started.append(Cluster(initialize_head=True, head_node_args={"num_cpus": 1}))
+        started[-1].add_node(num_cpus=1)
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.shutdown()
+
+
 def facts(run: Run) -> tuple[dict[str, str], str, dict[str, float]]:
     """What must not depend on what was killed: all but the clock and the final test."""
     metrics = {
@@ -277,6 +299,7 @@ def test_nothing_is_lost_and_nothing_runs_twice(
     place: Place,
     undisturbed: Callable[[int], list[Run]],
     server: Callable[[], Server],
+    cluster: Callable[[], Cluster],
     no_process_is_left: Callable[[int], None],
     victim: str,
     number: int,
@@ -287,18 +310,22 @@ def test_nothing_is_lost_and_nothing_runs_twice(
     expected_trials = undisturbed(workers)
     mlflow = server() if victim == "mlflow" else None
     job = place.write_job(name, workers=workers, served=mlflow is not None)
-    process = place.tune(job)
+    nodes = cluster() if victim == "node" else None
+    process = place.tune(job, **({} if nodes is None else {"RAY_ADDRESS": nodes.address}))
 
     def kill_one() -> bool:
-        if mlflow is None:
+        if nodes is not None:
+            nodes.remove_node(nodes.worker_nodes.copy().pop(), allow_graceful=False)
+        elif mlflow is not None:
+            mlflow.kill()
+            time.sleep(AWAY_S)
+            mlflow.start()
+        else:
             return kill(process, VICTIMS[victim])
-        mlflow.kill()
-        time.sleep(AWAY_S)
-        mlflow.start()
         return True
 
     said = disturb(process, kill_one, moment)
-    assert victim == "queue" or "Traceback" not in said, said  # Tune tells of its actors' end
+    assert victim in TOLD_BY_TUNE or "Traceback" not in said, said
     no_process_is_left(process.pid)
     if process.returncode != 0:
         assert victim in {"queue", "driver"}, said

@@ -183,6 +183,17 @@ def test_records_that_were_delivered_before_their_note_are_delivered_again_to_no
         shutil.copy(store.directory / "again.db", store.outbox)
 
 
+def test_somebody_elses_run_in_the_experiment_is_let_be(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "CLOSE_TIMEOUT_S", 10.0)
+    experiment = store.create_experiment()
+    own = store.client.create_run(experiment).info.run_id
+    store.write(experiment, RECORDS)
+    store.client.delete_run(own)
+    check(store, experiment)
+
+
 def test_where_an_earlier_process_left_nothing_there_is_nothing_to_deliver(store: Store) -> None:
     deliver_leftovers(store.client, "no such experiment", store.directory / "missing.db")
     assert not (store.directory / "missing.db").exists()
