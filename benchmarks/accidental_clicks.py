@@ -63,6 +63,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--figure", type=Path)
     arguments = parser.parse_args()
+    if arguments.seeds < 2:
+        parser.error("--seeds: one seed shows no spread; give at least 2")
     header = run_header(0, "torch", "ray", impressions=arguments.impressions)
     tables, ceilings = {}, {}
     with tempfile.TemporaryDirectory() as name:

@@ -34,6 +34,7 @@ from datasets.sources.synthetic import synthesize
 from tuner.results import find_experiment, search_all
 
 MIB = 1024**2
+MAX_GIVEN = 50
 TITLES = {
     "worker": "ray::RayTrainWorker",
     "controller": "ray::TrainController",
@@ -48,6 +49,7 @@ class Job:
 
     def __init__(self, directory: Path, name: str, trials: int) -> None:
         self.name = name
+        self.trials = trials
         self.uri = f"sqlite:///{directory / 'mlflow.db'}"
         self.path = directory / f"{name}.yaml"
         job = {
@@ -71,7 +73,7 @@ class Job:
     def run(self, beside: Callable[[psutil.Process], None]) -> tuple[float, int]:
         """Give the command until the job is done; return the seconds and how often it was given."""
         begun = time.perf_counter()
-        for given in range(1, 100):
+        for given in range(1, MAX_GIVEN + 1):
             command = [sys.executable, "-m", "tuner", "tune", str(self.path)]
             with subprocess.Popen(
                 command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -84,14 +86,14 @@ class Job:
                 thread.join()
                 if one.returncode == 0:
                     return time.perf_counter() - begun, given
-        raise SystemExit(f"{self.name} does not come to an end")
+        raise SystemExit(f"{self.name} has not come to an end after {MAX_GIVEN} commands")
 
     def states(self) -> Counter[str]:
         """Count the trials by state; each number must be there once."""
         client = MlflowClient(self.uri)
         runs = search_all(client, find_experiment(client, self.name).experiment_id, "trial")
         numbers = sorted(int(run.data.tags["pwiser.trial"]) for run in runs)
-        if numbers != list(range(len(numbers))):
+        if numbers != list(range(self.trials)):
             raise SystemExit(f"{self.name}: trials are missing or there twice: {numbers}")
         return Counter(run.data.tags.get("pwiser.state", run.info.status) for run in runs)
 
@@ -140,7 +142,9 @@ class Memory:
         """Mean MiB in the first and in the last quarter."""
         found = {}
         for name, samples in self.samples.items():
-            size = max(len(samples) // 4, 1)
+            if len(samples) < 4:
+                raise SystemExit("the job is too short to compare its quarters; give more --trials")
+            size = len(samples) // 4
             found[name] = (statistics.mean(samples[:size]), statistics.mean(samples[-size:]))
         return found
 

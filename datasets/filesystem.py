@@ -100,14 +100,15 @@ class HashingSink:
         target.filesystem.create_dir(folder, recursive=True)
         self._stream = target.filesystem.open_output_stream(target.path, compression=None)
         self._sha256 = hashlib.sha256()
-        self._end_sha256 = hashlib.sha256()
+        self._end_sha256: hashlib._Hash | None = None
         self.size_bytes = 0
         self.closed = False
 
     def write(self, content: bytes) -> int:
         """Append bytes."""
         self._sha256.update(content)
-        self._end_sha256.update(content)
+        if self._end_sha256 is not None:
+            self._end_sha256.update(content)
         self._stream.write(content)
         self.size_bytes += len(content)
         return len(content)
@@ -135,6 +136,7 @@ class HashingSink:
 
     def end_hexdigest(self) -> str:
         """Return the SHA-256 of what has been written since `begin_end`."""
+        assert self._end_sha256 is not None
         return self._end_sha256.hexdigest()
 
 

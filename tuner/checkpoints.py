@@ -1,8 +1,10 @@
 """Which checkpoints a job keeps, and the removal of all others while it runs."""
 
+import logging
 from collections.abc import Iterable
 from typing import Literal
 
+from tuner.errors import StorageError
 from tuner.messages import Report
 from tuner.replicates import Replicate
 from tuner.search import StudySearch
@@ -12,6 +14,8 @@ from tuner.study import Trial, TrialState, choose_winner
 __all__ = ["CheckpointKeeper", "Keep", "kept_trials"]
 
 Keep = Literal["winners", "all"]
+
+logger = logging.getLogger(__name__)
 
 
 def kept_trials(trials: list[Trial], keep: Keep) -> list[Trial]:
@@ -60,13 +64,13 @@ class CheckpointKeeper:
         The training state of a stopped trial stays: it goes on from there.
         """
         if trial.state is not TrialState.STOPPED:
-            delete(join(self._storage, trial.state_directory))
+            _discard(join(self._storage, trial.state_directory))
         stored = self._stored.get(trial.study.name, [])
         ended = [other for other in stored if other.state.ended]
         kept = kept_trials(ended, self._keep)
         for other in ended:
             if other not in kept:
-                delete(join(self._storage, other.directory))
+                _discard(join(self._storage, other.directory))
                 stored.remove(other)
 
     def replicate_started(self, replicate: Replicate) -> None:
@@ -78,8 +82,16 @@ class CheckpointKeeper:
     def replicate_ended(self, replicate: Replicate) -> None:
         """Remove what the test needed; a stopped one goes on from there."""
         if replicate.state is not TrialState.STOPPED:
-            delete(join(self._storage, replicate.directory))
-            delete(join(self._storage, replicate.state_directory))
+            _discard(join(self._storage, replicate.directory))
+            _discard(join(self._storage, replicate.state_directory))
 
     def study_ended(self, search: StudySearch) -> None:
         """Every loser is gone by now."""
+
+
+def _discard(uri: str) -> None:
+    """Delete what nobody needs; what a storage keeps for now is worth no more than a warning."""
+    try:
+        delete(uri)
+    except StorageError as error:
+        logger.warning(error)

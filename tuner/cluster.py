@@ -65,6 +65,8 @@ def connected(*, verbose: bool = False) -> Iterator[None]:
     level = logging.INFO if verbose else logging.ERROR
     for name in ("ray", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(level)
+    if not verbose:  # Tune prints a traceback for each of its actors that dies; we say so ourselves
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     if ray.is_initialized():
         yield
         return

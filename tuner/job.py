@@ -18,6 +18,7 @@ from trainables.configuration import (
     settings_of,
 )
 from tuner.errors import JobFileError
+from tuner.messages import HANG_S
 from tuner.objective import OBJECTIVES, Objective
 from tuner.space import Dimension, SearchSpace, has_field
 
@@ -162,8 +163,9 @@ class Budget(Settings):
         description="of a lane for one trial, which has failed then; no limit where left out",
     )
     hang_minutes: float = Field(
-        30.0,
+        HANG_S / 60,
         gt=0,
+        le=7 * 24 * 60,
         description="without a step, an evaluation or a loaded dataset after which a lane is taken "
         "to hang: its stacks are logged, and it is started again",
     )

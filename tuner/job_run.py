@@ -1,10 +1,9 @@
 """One process's run of a job on Ray: lanes, Tune's search over them, winners' test, replicates."""
 
-import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import ray
 from mlflow.tracking import MlflowClient
@@ -15,7 +14,7 @@ from rich.console import Console
 from datasets import Dataset
 from tuner.checkpoints import CheckpointKeeper
 from tuner.cluster import Lanes
-from tuner.errors import JobFailedError, JobInterruptedError
+from tuner.errors import JobFailedError, JobInterruptedError, TrackingError
 from tuner.export import ENCODER_DIRECTORY, save_encoder
 from tuner.job import Job
 from tuner.job_search import JobSearch
@@ -32,8 +31,7 @@ from tuner.stopping import SECONDS_PER_HOUR, StopRequests
 from tuner.stopwatch import Stopwatch
 from tuner.storage import delete, join
 from tuner.study import Trial, TrialState, choose_winner
-from tuner.tables import results_markdown
-from tuner.tracking import Tracker, log_evidence, wait_longer
+from tuner.tracking import Tracker
 from tuner.trial import LaneTrial
 from tuner.tune_adapters import JobScheduler, JobSearcher, keep_credentials
 
@@ -42,8 +40,6 @@ __all__ = ["JobRun"]
 RAY_DIRECTORY = ".ray"
 MIB = 1024**2
 SECONDS_PER_MINUTE = 60
-FIGURES = ("curves", "history", "landscape")
-"""Of a study's report, kept with its run."""
 TRIAL_RESOURCES = {"memory": 1}  # a byte: Tune refuses none, and a share of a CPU can starve lanes
 
 
@@ -104,58 +100,46 @@ class JobRun:
             JobInterruptedError: if a signal came; every run is closed, and the job can be resumed.
             JobFailedError: if no lane is left, or a dataset has no winner.
         """
-        tracker = self._open_tracker(searches, lanes.num_lanes, requests)
+        for name, dataset in self._datasets.items():
+            save_encoder(dataset, join(self._root, name, ENCODER_DIRECTORY))
         keeper = CheckpointKeeper(self._root, self._job.keep_checkpoints)
         keeper.restore(trial for search in searches for trial in search.trials)
-        told = _Told(tracker, keeper, Progress(console, searches, lanes.num_lanes))
-        search = JobSearch(searches, [tracker, keeper, told.progress, stopwatch])
-        try:
-            self._search_on_lanes(lanes, queue, search, requests, told, console)
-        except RayActorError as error:
-            raise JobFailedError(
-                f"job {self._job.name!r}: {QUEUE_DIED}; the same command goes on with it"
-            ) from error
-        finally:
-            search.close()
-            tracker.close()
-            delete(join(self._root, RAY_DIRECTORY))
-        wait_longer()
-        self._describe(console)
+        with self._open_tracker(requests, console) as tracker:
+            for found in searches:
+                dataset = self._datasets[found.study.dataset]
+                tracker.start_study(found, dataset, self._job_file, lanes.num_lanes)
+            told = _Told(tracker, keeper, Progress(console, searches, lanes.num_lanes))
+            search = JobSearch(searches, [tracker, keeper, told.progress, stopwatch])
+            try:
+                self._search_on_lanes(lanes, queue, search, requests, told, console)
+            except RayActorError as error:
+                raise JobFailedError(
+                    f"job {self._job.name!r}: {QUEUE_DIED}; the same command goes on with it"
+                ) from error
+            finally:
+                search.close()
+                delete(join(self._root, RAY_DIRECTORY))
 
-    def _describe(self, console: Console) -> None:
-        """Say in the MLflow UI what came out: on the experiment, and on each study's run."""
-        from tuner.report import read_report, study_figures, study_markdown  # draws: slow to import
+    @contextmanager
+    def _open_tracker(self, requests: StopRequests, console: Console) -> Iterator[Tracker]:
+        """Open a tracker, and wait in the end until all is written.
 
-        report = read_report(self._client, self._job.name)
-        if report.results is not None:
-            note = results_markdown(report.results)
-            self._client.set_experiment_tag(self._experiment_id, "mlflow.note.content", note)
-        for study in report.studies:
-            if study.evidence is not None:
-                log_evidence(self._client, study.run_id, study.evidence)
-            note = study_markdown(study)
-            self._client.set_tag(study.run_id, "mlflow.note.content", note)
-            with tempfile.TemporaryDirectory() as directory:
-                for name, _, png in study_figures(study, FIGURES):
-                    (Path(directory) / f"{name}.png").write_bytes(png)
-                try:
-                    self._client.log_artifacts(study.run_id, directory, "figures")
-                except Exception as error:  # noqa: BLE001 - of any store; the job is done
-                    console.print(f"the figures of {study.name} cannot be stored: {error}")
-
-    def _open_tracker(
-        self, searches: list[StudySearch], num_lanes: int, requests: StopRequests
-    ) -> Tracker:
-        """Start the studies' runs, or go on with them."""
+        Raises:
+            TrackingError: if it cannot be. An error that ends the job all the same goes before it.
+        """
         outbox = Outbox(outbox_path(self._root))
         writer = RecordWriter(self._client, self._experiment_id, outbox, on_refused=requests.fail)
         tracker = Tracker(writer, self._job, self._root)
-        for name, dataset in self._datasets.items():
-            save_encoder(dataset, join(self._root, name, ENCODER_DIRECTORY))
-        for search in searches:
-            dataset = self._datasets[search.study.dataset]
-            tracker.start_study(search, dataset, self._job_file, num_lanes)
-        return tracker
+        try:
+            yield tracker
+        except BaseException:
+            try:
+                tracker.close()
+            except TrackingError as error:
+                if str(error) != requests.failure:
+                    console.print(error, soft_wrap=True, highlight=False, markup=False)
+            raise
+        tracker.close()
 
     def _search_on_lanes(
         self,

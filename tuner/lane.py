@@ -31,7 +31,7 @@ from trainables.training import Evaluation, Training, TrainingError, predict_log
 from trainables.training_state import TrainingState
 from trainables.workers import Workers
 from tuner.lane_backend import lane_of
-from tuner.messages import HANG_S, Generation, Reading, Report, Seconds, Task, TestTask, TrialTask
+from tuner.messages import Generation, Reading, Report, Seconds, Task, TestTask, TrialTask
 from tuner.objective import objective_values, score
 from tuner.storage import download, exists, upload
 from tuner.trial_queue import CLOSED
@@ -79,6 +79,14 @@ class _LoadedDataset:
 
 
 class _Lane:
+    """The workers' side of a lane.
+
+    Attributes:
+        watchdog: of the task in hand.
+    """
+
+    watchdog: Watchdog
+
     def __init__(
         self, name: str, queue: ray.actor.ActorHandle, group: dist.ProcessGroup | None
     ) -> None:
@@ -91,7 +99,6 @@ class _Lane:
         self.generation: Generation = self._decide(lambda: ray.get(queue.join.remote(name)))
         self.nodes = self._gather_nodes()
         self.loaded: _LoadedDataset | None = None
-        self.watchdog = Watchdog(HANG_S)
         self.free_since: float | None = None  # the wait for the first task is the job's start-up
 
     def serve(self) -> None:
@@ -121,7 +128,7 @@ class _Lane:
         except Exception as error:
             logger.exception("trial %s failed", task.id)
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            ray.get(self.queue.fail.remote(self.generation, reason))
+            ray.get(self.queue.fail.remote(self.generation, task.id, reason))
             if self.workers.size > 1 and not isinstance(error, TrainingError):
                 raise  # the other ranks may wait in a collective: the group must start anew
 
@@ -140,7 +147,7 @@ class _Lane:
             return
         limit = _Limit(task.limit_s, taken_since - before.lane)
         cancelled = _CancelPoll(
-            self.queue, self.generation, limit, self.watchdog, self._decide, self.workers
+            self.queue, self.generation, task.id, limit, self.watchdog, self._decide, self.workers
         )
         kept_at = time.perf_counter()
         for evaluation in training.evaluations(cancelled):
@@ -315,6 +322,7 @@ class _CancelPoll:
         self,
         queue: ray.actor.ActorHandle,
         generation: Generation,
+        task_id: str,
         limit: _Limit,
         watchdog: Watchdog,
         decide: Callable[[Callable[[], tuple[bool, int]]], tuple[bool, int]],
@@ -322,6 +330,7 @@ class _CancelPoll:
     ) -> None:
         self.queue = queue
         self.generation = generation
+        self.task_id = task_id
         self.limit = limit
         self.watchdog = watchdog
         self.decide = decide
@@ -344,6 +353,6 @@ class _CancelPoll:
         self.looked = now
         done, _ = ray.wait([self.reference], timeout=0)
         if not done and self.limit.reason is not None:
-            ray.get(self.queue.fail.remote(self.generation, self.limit.reason))
+            ray.get(self.queue.fail.remote(self.generation, self.task_id, self.limit.reason))
             done = [self.reference]
         return bool(done), max(int(CANCEL_POLL_S / step_s), 1)

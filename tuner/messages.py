@@ -3,7 +3,17 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-__all__ = ["Ended", "Generation", "Reading", "Report", "Seconds", "Task", "TestTask", "TrialTask"]
+__all__ = [
+    "HANG_S",
+    "Ended",
+    "Generation",
+    "Reading",
+    "Report",
+    "Seconds",
+    "Task",
+    "TestTask",
+    "TrialTask",
+]
 
 
 HANG_S = 1800.0

@@ -53,31 +53,45 @@ class Outbox:
                 "CREATE TABLE IF NOT EXISTS records (id INTEGER PRIMARY KEY, text TEXT NOT NULL)"
             )
         except (OSError, sqlite3.Error) as error:
+            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
+                raise StorageError(
+                    f"storage: {path} is in use; the job is running already on this machine"
+                ) from error
             raise StorageError(
                 f"storage: {path} cannot be used ({error}); name a directory of yours, or remove "
                 "the file if it is damaged: records that MLflow has not got are lost with it"
             ) from error
 
     def put(self, text: str) -> int:
-        """Keep a text; return the number under which `remove` knows it."""
-        with self._lock:
-            number = self._database.execute(
-                "INSERT INTO records (text) VALUES (?)", (text,)
-            ).lastrowid
+        """Keep a text; return the number under which `remove` knows it.
+
+        Raises:
+            StorageError: if it cannot be written.
+        """
+        number = self._execute("INSERT INTO records (text) VALUES (?)", text).lastrowid
         assert number is not None
         return number
 
     def remove(self, number: int) -> None:
-        """Forget a text, which has been delivered."""
-        with self._lock:
-            self._database.execute("DELETE FROM records WHERE id = ?", (number,))
+        """Forget a text, which has been delivered.
+
+        Raises:
+            StorageError: if that cannot be written.
+        """
+        self._execute("DELETE FROM records WHERE id = ?", number)
 
     def waiting(self) -> list[tuple[int, str]]:
         """All texts that have not been removed, with their numbers, in their order."""
-        with self._lock:
-            return self._database.execute("SELECT id, text FROM records ORDER BY id").fetchall()
+        return self._execute("SELECT id, text FROM records ORDER BY id").fetchall()
 
     def close(self) -> None:
         """Close the file; it stays."""
         with self._lock:
             self._database.close()
+
+    def _execute(self, statement: str, *values: str | int) -> sqlite3.Cursor:
+        with self._lock:
+            try:
+                return self._database.execute(statement, values)
+            except sqlite3.Error as error:
+                raise StorageError(f"storage: {self.path} cannot be written ({error})") from error

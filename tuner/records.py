@@ -1,31 +1,34 @@
 """What is told to MLflow, as records that can be kept on disk, and their delivery.
 
 A record names its run by the id of the study, trial or replicate that it belongs to, which every
-run has as a tag, and its times by the moment when it was made: so it can be delivered by another
-process, later, and also twice, when a process ends between the delivery and its note.
+run has as a tag, and has the moment when it was made: so it can be delivered by another process,
+later, and also twice, when a process ends between the delivery and its note. One that is older than
+the last start of its run, of a trial that has begun again elsewhere, says nothing any more.
 """
 
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 from mlflow.entities import Dataset as LoggedDataset
-from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from mlflow.tracking import MlflowClient
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from tuner.errors import TrackingError, TrackingRefusedError
+from tuner.errors import StorageError, TrackingError, TrackingRefusedError
 from tuner.outbox import Outbox
-from tuner.results import search_all
+from tuner.results import DATASET_TAG, WINNER_TAG, search_all, winners_of
 from tuner.tracking_store import hide_password, http_status
 
 __all__ = [
-    "ID_TAG",
+    "REFUSALS",
+    "STARTED_TAG",
     "EndRun",
     "LogRun",
     "MarkWinner",
@@ -33,15 +36,19 @@ __all__ = [
     "RecordWriter",
     "StartRun",
     "deliver_leftovers",
+    "record_id",
 ]
 
 ID_TAG = "pwiser.id"
-DATASET_TAG = "pwiser.dataset"
-WINNER_TAG = "pwiser.winner"
+STARTED_TAG = "pwiser.started"
 RETRY_FIRST_S = 0.5
 RETRY_LONGEST_S = 30.0
 CLOSE_TIMEOUT_S = 60.0
-"""Seconds that a store may be away at the end of a job before its records stay on disk."""
+"""Seconds without one record written, at the end of a job, after which the rest stays on disk."""
+
+CLOSE_POLL_S = 0.1
+LAST_CALL_S = 5.0
+"""Seconds that the call in hand has to end before the outbox is left open behind it."""
 
 BUSY_STATUSES = {408, 429}  # below 500, and yet worth another try
 REFUSALS = {401, 403}
@@ -52,12 +59,15 @@ logger = logging.getLogger(__name__)
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
+    id: str
+    time: int
+    """When it was made, in milliseconds."""
+
 
 class StartRun(_Record):
     """Open a run, or go on with the one of this id."""
 
     kind: Literal["start"] = "start"
-    id: str
     name: str
     tags: dict[str, str]
     parent: str | None = None
@@ -69,11 +79,10 @@ class StartRun(_Record):
 
 
 class LogRun(_Record):
-    """Log metrics, as (name, value, time in milliseconds, step), and tags."""
+    """Log metrics, as (name, value, step), and tags."""
 
     kind: Literal["log"] = "log"
-    id: str
-    metrics: tuple[tuple[str, float, int, int], ...] = ()
+    metrics: tuple[tuple[str, float, int], ...] = ()
     tags: dict[str, str] = {}
 
 
@@ -81,9 +90,7 @@ class EndRun(_Record):
     """Close a run."""
 
     kind: Literal["end"] = "end"
-    id: str
     status: str
-    time: int
     tags: dict[str, str] = {}
 
 
@@ -91,7 +98,6 @@ class MarkWinner(_Record):
     """Mark the winner of a dataset, in place of an earlier one."""
 
     kind: Literal["winner"] = "winner"
-    id: str
     baseline: str
     dataset: str
     tags: dict[str, str] = {}
@@ -122,37 +128,50 @@ class RecordWriter:
         self._experiment_id = experiment_id
         self._outbox = outbox
         self._on_refused = on_refused
-        self._runs: dict[str, str] = {
-            run.data.tags[ID_TAG]: run.info.run_id
-            for run in search_all(client, experiment_id)
-            if ID_TAG in run.data.tags  # somebody's own run beside ours has none
-        }
+        self._runs: dict[str, str] = {}
+        self._started: dict[str, int] = {}
+        for run in search_all(client, experiment_id):
+            known = record_id(run.data.tags)
+            if known is not None:
+                self._runs[known] = run.info.run_id
+                self._started[known] = int(run.data.tags.get(STARTED_TAG, 0))
         self._uncertain: set[str] = set()
-        self._records: queue.Queue[tuple[int, Record] | None] = queue.Queue()
+        self._records: queue.Queue[tuple[int | None, Record] | None] = queue.Queue()
         for number, text in outbox.waiting():
             self._records.put((number, RECORDS.validate_json(text)))
+        self._num_written = 0
         self._closing = threading.Event()
         self._failure: TrackingError | None = None
         self._thread = threading.Thread(target=self._write, name="tracking", daemon=True)
         self._thread.start()
 
     def put(self, record: Record) -> None:
-        """Keep a record on disk, and write it when its turn comes."""
-        number = self._outbox.put(record.model_dump_json())
+        """Keep a record on disk, and write it when its turn comes; one that no disk takes, too."""
+        number = None
+        try:
+            number = self._outbox.put(record.model_dump_json())
+        except StorageError as error:
+            logger.warning("a record for MLflow is in memory alone: %s", error)
         self._records.put((number, record))
 
     def close(self) -> None:
         """Wait until everything is written.
 
         Raises:
-            TrackingError: if the store refused a record for good, or the user; or if it has been
-                away for a minute: what it has not got stays in the outbox.
+            TrackingError: if the store refused a record for good, or the user; or if it has taken
+                none for a minute: what it has not got stays in the outbox.
         """
         self._records.put(None)
-        self._thread.join(CLOSE_TIMEOUT_S)
+        num_written, since = self._num_written, time.monotonic()
+        while self._thread.is_alive() and time.monotonic() - since < CLOSE_TIMEOUT_S:
+            self._thread.join(CLOSE_POLL_S)
+            if self._num_written != num_written:
+                num_written, since = self._num_written, time.monotonic()
         self._closing.set()
+        self._thread.join(LAST_CALL_S)
         num_waiting = len(self._outbox.waiting())
-        self._outbox.close()
+        if not self._thread.is_alive():
+            self._outbox.close()
         if self._failure is not None:
             raise self._failure
         if num_waiting:
@@ -166,7 +185,12 @@ class RecordWriter:
             number, record = found
             if not self._write_one(record) or self._closing.is_set():
                 return
-            self._outbox.remove(number)
+            self._num_written += 1
+            if number is not None:
+                try:
+                    self._outbox.remove(number)
+                except StorageError as error:  # it will be delivered again, to no effect
+                    logger.warning(error)
 
     def _write_one(self, record: Record) -> bool:
         """Write a record, or find that it never can be; False if it has to wait on disk."""
@@ -208,11 +232,15 @@ class RecordWriter:
         self._on_refused(line)
 
     def _deliver(self, record: Record) -> None:
+        if record.time < self._started.get(record.id, 0):
+            return
         match record:
             case StartRun():
                 self._start(record)
             case LogRun():
-                metrics = [Metric(*metric) for metric in record.metrics]
+                metrics = [
+                    Metric(name, value, record.time, step) for name, value, step in record.metrics
+                ]
                 self._client.log_batch(
                     self._run(record.id), metrics=metrics, tags=_run_tags(record.tags)
                 )
@@ -224,20 +252,21 @@ class RecordWriter:
                 self._mark(record)
 
     def _start(self, record: StartRun) -> None:
-        tags = record.tags | {ID_TAG: record.id}
+        tags = record.tags | {ID_TAG: record.id, STARTED_TAG: str(record.time)}
         if record.parent is not None:
             tags["mlflow.parentRunId"] = self._run(record.parent)
         run = self._runs.get(record.id)
         if run is None and record.id in self._uncertain:
-            found = self._search(f"tags.`{ID_TAG}` = '{record.id}'")
-            run = found[0].info.run_id if found else None
+            found = search_all(self._client, self._experiment_id)
+            run = next((r.info.run_id for r in found if record_id(r.data.tags) == record.id), None)
         if run is None:
             run = self._client.create_run(
-                self._experiment_id, run_name=record.name, tags=tags
+                self._experiment_id, start_time=record.time, run_name=record.name, tags=tags
             ).info.run_id
         else:
             self._client.update_run(run, status="RUNNING")
         self._runs[record.id] = run
+        self._started[record.id] = record.time
         params = [Param(name, value) for name, value in record.params.items()]
         self._client.log_batch(run, params=params, tags=_run_tags(tags))
         logged = LoggedDataset(
@@ -257,30 +286,49 @@ class RecordWriter:
         run = self._run(record.id)
         tags = record.tags | {"pwiser.baseline_run": self._run(record.baseline)}
         self._client.log_batch(run, tags=_run_tags(tags | {WINNER_TAG: "true"}))
-        wanted = f"tags.`{WINNER_TAG}` = 'true' and tags.`{DATASET_TAG}` = '{record.dataset}'"
-        for found in self._search(wanted):
-            if found.info.run_id != run:
+        for found in winners_of(self._client, self._experiment_id):
+            if found.data.tags[DATASET_TAG] == record.dataset and found.info.run_id != run:
                 self._client.set_tag(found.info.run_id, WINNER_TAG, "false")
 
-    def _run(self, record_id: str) -> str:
-        if record_id not in self._runs:
+    def _run(self, known: str) -> str:
+        if known not in self._runs:
             raise MlflowException(
-                f"no run has been opened for {record_id}", error_code=RESOURCE_DOES_NOT_EXIST
+                f"no run has been opened for {known}", error_code=RESOURCE_DOES_NOT_EXIST
             )
-        return self._runs[record_id]
-
-    def _search(self, wanted: str) -> list[Run]:
-        return list(self._client.search_runs([self._experiment_id], filter_string=wanted))
+        return self._runs[known]
 
 
-def deliver_leftovers(client: MlflowClient, experiment_id: str, path: Path) -> None:
-    """Write what an earlier process left in its outbox, if it has one.
+def record_id(tags: Mapping[str, str]) -> str | None:
+    """Tell from a run's tags which study, trial or replicate it is of; None for any other run.
+
+    Runs of an earlier release have no id among their tags, but all that makes one.
+    """
+    if ID_TAG in tags:
+        return tags[ID_TAG]
+    kind, study = tags.get("pwiser.kind"), tags.get("pwiser.study")
+    if kind == "study":
+        return study
+    if kind == "trial":
+        return f"{study}/{tags['pwiser.trial']}"
+    if kind == "replicate":
+        return f"{study}/{tags['pwiser.trial']}/seed-{tags['pwiser.seed']}"
+    return None
+
+
+def deliver_leftovers(client: MlflowClient, experiment_id: str, path: Path) -> bool:
+    """Write what an earlier process left in its outbox; return whether there was anything.
 
     Raises:
-        TrackingError: if the store refuses, or does not answer for a minute.
+        TrackingError: if the store refuses, or takes nothing for a minute.
     """
-    if path.exists():
-        RecordWriter(client, experiment_id, Outbox(path)).close()
+    if not path.exists():
+        return False
+    outbox = Outbox(path)
+    if not outbox.waiting():
+        outbox.close()
+        return False
+    RecordWriter(client, experiment_id, outbox, on_refused=lambda _: None).close()
+    return True
 
 
 def _run_tags(tags: Mapping[str, str]) -> list[RunTag]:

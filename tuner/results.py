@@ -32,11 +32,15 @@ __all__ = [
     "read_job_file",
     "read_results",
     "search_all",
+    "winners_of",
 ]
 
 JOB_FILE = "job.yaml"
 """Artefact of every study's run."""
 
+DATASET_TAG = "pwiser.dataset"
+WINNER_TAG = "pwiser.winner"
+CHECKPOINT_TAG = "pwiser.checkpoint"
 OBJECTIVES_TAG = "pwiser.objectives"
 """Of a study's run: what its search maximises."""
 WINNER_TRIAL_TAG = "pwiser.winner_trial"
@@ -110,13 +114,19 @@ def find_winners(client: MlflowClient, job: str) -> dict[str, Run]:
     Raises:
         JobNotFoundError: if the job is unknown.
     """
-    experiment = find_experiment(client, job)
-    winners = client.search_runs(
-        [experiment.experiment_id],
-        filter_string="tags.`pwiser.winner` = 'true'",
-        order_by=["attributes.start_time ASC"],
+    winners = winners_of(client, find_experiment(client, job).experiment_id)
+    return {run.data.tags[DATASET_TAG]: run for run in winners}
+
+
+def winners_of(client: MlflowClient, experiment_id: str) -> list[Run]:
+    """Find the runs that are marked as winners, in the order of their start."""
+    return list(
+        client.search_runs(
+            [experiment_id],
+            filter_string=f"tags.`{WINNER_TAG}` = 'true'",
+            order_by=["attributes.start_time ASC"],
+        )
     )
-    return {run.data.tags["pwiser.dataset"]: run for run in winners}
 
 
 def search_all(client: MlflowClient, experiment_id: str, kind: str | None = None) -> list[Run]:
@@ -192,7 +202,7 @@ def read_evidence(client: MlflowClient, job: str) -> dict[str, dict[str, Evidenc
             winners=_test_metrics(runs[winner]),
         )
         if found is not None:
-            evidence[tags["pwiser.dataset"]][tags["pwiser.model"]] = found
+            evidence[tags[DATASET_TAG]][tags["pwiser.model"]] = found
     return evidence
 
 
@@ -237,7 +247,7 @@ def _dataset_result(client: MlflowClient, run: Run, evidence: dict[str, Evidence
         },
         metrics=_metrics(run.data.metrics),
         baseline=BaselineResult(metrics=_metrics(baseline.data.metrics)),
-        checkpoint=tags["pwiser.checkpoint"],
+        checkpoint=tags[CHECKPOINT_TAG],
         run_id=run.info.run_id,
         evidence=evidence,
     )

@@ -14,11 +14,11 @@ from datasets.filesystem import locate
 from tuner.errors import JobFileError, StorageError
 from tuner.job import Job
 from tuner.messages import Report, Seconds
-from tuner.records import ID_TAG
+from tuner.records import STARTED_TAG, record_id
 from tuner.results import METRICS, search_all
 from tuner.storage import local_path
 from tuner.study import PastTrial, TrialState
-from tuner.tracking import SECONDS_METRICS, STARTED_TAG
+from tuner.tracking import SECONDS_METRICS
 
 __all__ = [
     "check_unchanged",
@@ -32,13 +32,8 @@ JOB_FILE = "job.json"
 LOCK_FILE = "lock"
 OWN_KEYS = ("search.space.", "model.")
 """Below these the keys are the job's own; another field that a stored job lacks was added later."""
-MAY_GROW = (
-    "search.trials",
-    "search.replicates",
-    "budget.hours",
-    "budget.trial_hours",
-    "budget.hang_minutes",
-)
+MAY_GROW = ("search.trials", "search.replicates", "budget.hours", "budget.trial_hours")
+MAY_CHANGE = ("budget.hang_minutes",)
 
 
 def store_job(job: Job, digests: Mapping[str, str], root: str) -> None:
@@ -71,7 +66,7 @@ def check_unchanged(job: Job, digests: Mapping[str, str], root: str) -> None:
         since_added = defaults.get(field) if not field.startswith(OWN_KEYS) else None
         old, new = begun.get(field, since_added), now.get(field)
         grows = field in MAY_GROW and (new is None or (old is not None and new > old))
-        if old != new and not grows:
+        if old != new and not grows and field not in MAY_CHANGE:
             changes.append(f"{field} was {old}, is {new}")
     if changes:
         raise JobFileError(
@@ -123,7 +118,7 @@ def read_past_trials(client: MlflowClient, experiment_id: str) -> dict[str, list
 def read_ended_replicates(client: MlflowClient, experiment_id: str) -> frozenset[str]:
     """Read the ids of an experiment's replicates that have ended for good."""
     return frozenset(
-        run.data.tags[ID_TAG]
+        record_id(run.data.tags) or ""
         for run in search_all(client, experiment_id, "replicate")
         if run.data.tags.get("pwiser.state") in {TrialState.COMPLETE, TrialState.FAILED}
     )

@@ -48,8 +48,16 @@ def join(uri: str, *parts: str) -> str:
 
 
 def exists(uri: str) -> bool:
-    """Whether anything lies at a URI."""
-    return _locate(uri).exists()
+    """Whether anything lies at a URI.
+
+    Raises:
+        StorageError: if that cannot be told, in several tries.
+    """
+    try:
+        found: bool = _retried(_locate(uri).exists)
+    except OSError as error:
+        raise _unreadable(uri, error) from error
+    return found
 
 
 def upload(directory: Path, uri: str) -> None:
@@ -102,17 +110,26 @@ def download(uri: str) -> Iterator[Path]:
         try:
             _retried(fs.copy_files, location.path, directory, source_filesystem=filesystem)
         except OSError as error:
-            raise StorageError(
-                f"storage: cannot read {uri} ({error}); check access and credentials"
-            ) from error
+            raise _unreadable(uri, error) from error
         yield Path(directory)
 
 
 def delete(uri: str) -> None:
-    """Delete a directory; harmless where there is none."""
+    """Delete a directory; harmless where there is none.
+
+    Raises:
+        StorageError: if it cannot be deleted, in several tries.
+    """
     location = _locate(uri)
-    if location.exists():
-        location.filesystem.delete_dir(location.path)
+    try:
+        if _retried(location.exists):
+            _retried(location.filesystem.delete_dir, location.path)
+    except OSError as error:
+        raise StorageError(f"storage: cannot delete {uri} ({error}); check access") from error
+
+
+def _unreadable(uri: str, error: OSError) -> StorageError:
+    return StorageError(f"storage: cannot read {uri} ({error}); check access and credentials")
 
 
 def _locate(uri: str) -> Location:

@@ -23,9 +23,15 @@ from tuner.errors import TrackingError, TrackingRefusedError
 from tuner.evidence import Evidence
 from tuner.job import Job
 from tuner.messages import Report, Seconds
-from tuner.records import DATASET_TAG, REFUSALS, EndRun, LogRun, MarkWinner, RecordWriter, StartRun
+from tuner.records import REFUSALS, EndRun, LogRun, MarkWinner, RecordWriter, StartRun
 from tuner.replicates import Replicate
-from tuner.results import JOB_FILE, OBJECTIVES_TAG, WINNER_TRIAL_TAG
+from tuner.results import (
+    CHECKPOINT_TAG,
+    DATASET_TAG,
+    JOB_FILE,
+    OBJECTIVES_TAG,
+    WINNER_TRIAL_TAG,
+)
 from tuner.search import StudySearch
 from tuner.storage import join
 from tuner.study import Study, Trial, TrialState, choose_winner
@@ -35,7 +41,6 @@ from tuner.versions import installed_versions
 __all__ = [
     "LANES_TAG",
     "SECONDS_METRICS",
-    "STARTED_TAG",
     "STATUSES",
     "TRIALS_TAG",
     "VERSIONS_TAG",
@@ -61,13 +66,15 @@ MANY_RETRIES = "7"
 
 MAX_TAG_LENGTH = 5000
 SUMMARY_STEP = 0  # one step, so that of a trial that was run again the last summary is shown
-STARTED_TAG = "pwiser.started"
 TRIALS_TAG = "pwiser.trials"
 LANES_TAG = "pwiser.lanes"
 VERSIONS_TAG = "pwiser.versions"
 SECONDS_METRICS = ("time/setup_s", "time/training_s", "time/evaluation_s", "time/overhead_s")
-CHECKPOINT_TAG = "pwiser.checkpoint"
 DIGEST_LENGTH = 36  # MLflow keeps no longer digest of an input; the tag has all of it
+
+
+_own_settings: set[str] = set()
+"""Environment variables that `connect` has set, and not the user."""
 
 
 def connect(uri: str) -> MlflowClient:
@@ -78,7 +85,9 @@ def connect(uri: str) -> MlflowClient:
     """
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.ERROR)
-    os.environ.setdefault(RETRIES_VARIABLE, FEW_RETRIES)
+    if RETRIES_VARIABLE not in os.environ or RETRIES_VARIABLE in _own_settings:
+        os.environ[RETRIES_VARIABLE] = FEW_RETRIES
+        _own_settings.add(RETRIES_VARIABLE)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     if "://" not in uri:
@@ -104,7 +113,7 @@ def connect(uri: str) -> MlflowClient:
 
 def wait_longer() -> None:
     """Let the calls to a store that `connect` has opened wait for it, unless the user has said."""
-    if os.environ.get(RETRIES_VARIABLE) == FEW_RETRIES:
+    if RETRIES_VARIABLE in _own_settings:
         os.environ[RETRIES_VARIABLE] = MANY_RETRIES
 
 
@@ -160,7 +169,6 @@ class Tracker:
             "pwiser.baseline": str(trial.baseline).lower(),
             "pwiser.configuration": trial.configuration.model_dump_json(),
             "pwiser.params": json.dumps(trial.params),
-            STARTED_TAG: str(_now()),
         }
         if isinstance(trial, Replicate):
             tags["pwiser.seed"] = str(trial.seed)
@@ -188,7 +196,8 @@ class Tracker:
         if trial.last is not None:
             tags["pwiser.nodes"] = ", ".join(trial.last.nodes)
         if trial.failure is not None:
-            tags["pwiser.failure"] = trial.failure[:MAX_TAG_LENGTH]
+            shown = trial.failure.encode(errors="replace").decode()  # a path may be no text
+            tags["pwiser.failure"] = shown[:MAX_TAG_LENGTH]
         self._end(trial.id, STATUSES[trial.state], tags)
 
     def replicate_started(self, replicate: Replicate) -> None:
@@ -212,7 +221,7 @@ class Tracker:
         self._log(search.study.name, metrics, SUMMARY_STEP)
         for trial in kept_trials(search.trials, self._job.keep_checkpoints):
             checkpoint = join(self._storage, trial.directory)
-            self._writer.put(LogRun(id=trial.id, tags={CHECKPOINT_TAG: checkpoint}))
+            self._writer.put(LogRun(id=trial.id, time=_now(), tags={CHECKPOINT_TAG: checkpoint}))
         status = (
             "KILLED" if any(t.state is TrialState.STOPPED for t in search.trials) else "FINISHED"
         )
@@ -231,6 +240,7 @@ class Tracker:
         self._writer.put(
             MarkWinner(
                 id=winner.id,
+                time=_now(),
                 baseline=baseline.id,
                 dataset=winner.study.dataset,
                 tags={CHECKPOINT_TAG: checkpoint},
@@ -268,6 +278,7 @@ class Tracker:
         self._writer.put(
             StartRun(
                 id=record_id,
+                time=_now(),
                 name=name,
                 tags=common | dict(tags),
                 parent=parent,
@@ -280,9 +291,8 @@ class Tracker:
         )
 
     def _log(self, record_id: str, metrics: Mapping[str, float | None], step: int) -> None:
-        now = _now()
-        found = ((name, value, now, step) for name, value in metrics.items() if value is not None)
-        self._writer.put(LogRun(id=record_id, metrics=tuple(found)))
+        found = ((name, value, step) for name, value in metrics.items() if value is not None)
+        self._writer.put(LogRun(id=record_id, time=_now(), metrics=tuple(found)))
 
     def _end(self, record_id: str, status: str, tags: Mapping[str, str]) -> None:
         self._writer.put(EndRun(id=record_id, status=status, time=_now(), tags=dict(tags)))

@@ -152,10 +152,13 @@ class TrialQueue:
             )
         return not self._is_over(generation, entry)
 
-    async def fail(self, generation: Generation, reason: str) -> None:
-        """End the leased task with the reason of its failure."""
+    async def fail(self, generation: Generation, task_id: str, reason: str) -> None:
+        """End a task with the reason of its failure, if it is the leased one still.
+
+        Each of a lane's workers may say so, the last of them when rank 0 has taken another task.
+        """
         entry = self._leases.get(generation)
-        if entry is not None:
+        if entry is not None and entry.task.id == task_id:
             self._end(entry, Ended(kind="failed", reason=reason))
 
     async def wait_cancelled(self, generation: Generation) -> None:

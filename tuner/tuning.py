@@ -20,6 +20,7 @@ from tuner.cluster import (
     plan_lanes,
     resource_limits,
 )
+from tuner.description import describe_job
 from tuner.errors import JobFileError
 from tuner.job import Job
 from tuner.job_run import JobRun
@@ -123,7 +124,8 @@ def run_job(
         client = connect(job.tracking.uri or default_uri(storage))
         past = _read_past(client, job, digests, storage, fresh=fresh)
         searches = _open_searches(job, datasets, past.trials)
-        if past.experiment is None or not _is_finished(client, job, searches, past):
+        finished = past.experiment is not None and _is_finished(client, job, searches, past)
+        if not finished:
             console.print(_opening_line(job, searches), highlight=False)
             queue = queue or _start_ray(job, session, verbose=verbose)
             lanes = _check_cluster(job, datasets, str(client.tracking_uri))
@@ -140,6 +142,8 @@ def run_job(
                 past.ended_replicates,
             )
             run.search_and_test(searches, lanes, queue, requests, console, stopwatch)
+        if not finished or past.delivered:
+            describe_job(client, job.name, console)
         results = read_results(client, job.name)
     console.print(*results_tables(results), *evidence_tables(results))
     console.print(time_table(searches))
@@ -149,11 +153,16 @@ def run_job(
 
 @dataclass(frozen=True)
 class _Past:
-    """What earlier processes left of a job; nothing of one that begins."""
+    """What earlier processes left of a job; nothing of one that begins.
+
+    Attributes:
+        delivered: whether MLflow has got some of it only now.
+    """
 
     experiment: Experiment | None = None
     trials: dict[str, list[PastTrial]] = field(default_factory=dict)
     ended_replicates: frozenset[str] = frozenset()
+    delivered: bool = False
 
 
 def _start_ray(job: Job, session: ExitStack, *, verbose: bool) -> ray.actor.ActorHandle:
@@ -192,7 +201,7 @@ def _read_past(
         return _Past()
     experiment_id = experiment.experiment_id
     root = join(storage, job.name, experiment_id)
-    deliver_leftovers(client, experiment_id, outbox_path(root))
+    delivered = deliver_leftovers(client, experiment_id, outbox_path(root))
     if fresh:
         return _Past()
     trials = read_past_trials(client, experiment_id)
@@ -202,6 +211,7 @@ def _read_past(
         experiment=experiment,
         trials=trials,
         ended_replicates=read_ended_replicates(client, experiment_id),
+        delivered=delivered,
     )
 
 

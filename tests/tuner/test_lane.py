@@ -42,7 +42,8 @@ class Leased:
         limit_s: float | None = None,
     ) -> _CancelPoll:
         limit = _Limit(limit_s, since=time.perf_counter())
-        return _CancelPoll(self.queue, self.generation, limit, Watchdog(60.0), decide, ALONE)
+        watchdog = Watchdog(60.0)
+        return _CancelPoll(self.queue, self.generation, "a", limit, watchdog, decide, ALONE)
 
 
 @pytest.fixture

@@ -1,7 +1,9 @@
 """Records that a store cannot take: what is told, what is kept, and that nothing is lost."""
 
+import resource
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +15,11 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
 from tuner import records
-from tuner.errors import TrackingError, TrackingRefusedError
+from tuner.errors import StorageError, TrackingError, TrackingRefusedError
 from tuner.outbox import Outbox
 from tuner.records import (
     ID_TAG,
+    STARTED_TAG,
     EndRun,
     LogRun,
     MarkWinner,
@@ -24,6 +27,7 @@ from tuner.records import (
     RecordWriter,
     StartRun,
     deliver_leftovers,
+    record_id,
 )
 from tuner.tracking import connect
 
@@ -31,8 +35,9 @@ from tuner.tracking import connect
 def start(name: str, parent: str | None = None) -> StartRun:
     return StartRun(
         id=name,
+        time=500,
         name=name,
-        tags={"pwiser.dataset": "us"},
+        tags={"pwiser.dataset": "bob's"},
         parent=parent,
         params={"alpha": "0.3"},
         dataset="us",
@@ -45,11 +50,11 @@ def start(name: str, parent: str | None = None) -> StartRun:
 RECORDS: list[Record] = [
     start("us/mmoe"),
     start("us/mmoe/0", "us/mmoe"),
-    LogRun(id="us/mmoe/0", metrics=(("valid/ctr_auc", 0.5, 1_000, 10),)),
-    LogRun(id="us/mmoe/0", metrics=(("valid/ctr_auc", 0.7, 2_000, 20),), tags={"a": "b"}),
-    EndRun(id="us/mmoe/0", status="FINISHED", time=3_000),
-    MarkWinner(id="us/mmoe/0", baseline="us/mmoe/0", dataset="us"),
-    EndRun(id="us/mmoe", status="FINISHED", time=4_000),
+    LogRun(id="us/mmoe/0", time=1_000, metrics=(("valid/ctr_auc", 0.5, 10),)),
+    LogRun(id="us/mmoe/0", time=2_000, metrics=(("valid/ctr_auc", 0.7, 20),), tags={"a": "b"}),
+    EndRun(id="us/mmoe/0", time=3_000, status="FINISHED"),
+    MarkWinner(id="us/mmoe/0", time=3_500, baseline="us/mmoe/0", dataset="bob's"),
+    EndRun(id="us/mmoe", time=4_000, status="FINISHED"),
 ]
 
 
@@ -130,6 +135,7 @@ def check(store: Store, experiment: str) -> None:
     """Check that the store holds exactly what the records say, once."""
     study, trial = store.runs(experiment)
     assert [study.info.status, trial.info.status] == ["FINISHED", "FINISHED"]
+    assert [study.info.start_time, trial.info.start_time] == [500, 500]
     assert [study.info.end_time, trial.info.end_time] == [4_000, 3_000]
     assert trial.data.tags["mlflow.parentRunId"] == study.info.run_id
     assert trial.data.tags["pwiser.winner"] == "true"
@@ -183,6 +189,88 @@ def test_records_that_were_delivered_before_their_note_are_delivered_again_to_no
         shutil.copy(store.directory / "again.db", store.outbox)
 
 
+def test_what_is_older_than_the_last_start_of_its_run_says_nothing_any_more(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = store.create_experiment()
+    store.status_then = "503 Service Unavailable"
+    with pytest.raises(TrackingError):
+        store.write(experiment, [start("us/mmoe"), EndRun(id="us/mmoe", time=600, status="KILLED")])
+    store.status = None
+    monkeypatch.setattr(records, "CLOSE_TIMEOUT_S", 10.0)
+    elsewhere = RecordWriter(store.client, experiment, Outbox(store.directory / "elsewhere.db"))
+    elsewhere.put(start("us/mmoe").model_copy(update={"time": 700}))
+    elsewhere.close()
+    deliver_leftovers(store.client, experiment, store.outbox)
+    (run,) = store.runs(experiment)
+    assert (run.info.status, run.data.tags[STARTED_TAG]) == ("RUNNING", "700")
+
+
+def test_a_store_that_is_slow_is_waited_for(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = store.create_experiment()
+    serve = store.server
+
+    def slowly(environment: dict[str, Any], start: Callable[..., Any]) -> Any:
+        time.sleep(0.1)
+        return serve(environment, start)
+
+    store.server = slowly
+    monkeypatch.setattr(records, "CLOSE_TIMEOUT_S", 1.0)
+    begun = time.monotonic()
+    store.write(experiment, RECORDS)
+    assert time.monotonic() - begun > 1.0
+    store.server = serve
+    check(store, experiment)
+
+
+@pytest.mark.parametrize(
+    ("tags", "known"),
+    [
+        ({"pwiser.id": "us/mmoe/3"}, "us/mmoe/3"),
+        ({"pwiser.kind": "study", "pwiser.study": "us/mmoe"}, "us/mmoe"),
+        ({"pwiser.kind": "trial", "pwiser.study": "us/mmoe", "pwiser.trial": "3"}, "us/mmoe/3"),
+        (
+            {
+                "pwiser.kind": "replicate",
+                "pwiser.study": "us/mmoe",
+                "pwiser.trial": "3",
+                "pwiser.seed": "5",
+            },
+            "us/mmoe/3/seed-5",
+        ),
+        ({"mlflow.runName": "mine"}, None),
+    ],
+)
+def test_runs_of_an_earlier_release_are_known_by_their_other_tags(
+    tags: dict[str, str], known: str | None
+) -> None:
+    assert record_id(tags) == known
+
+
+def test_a_disk_that_takes_nothing_does_not_stop_the_records(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "CLOSE_TIMEOUT_S", 10.0)
+    experiment = store.create_experiment()
+    outbox = Outbox(store.outbox)
+    writer = RecordWriter(store.client, experiment, outbox)
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = store.outbox.stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        with pytest.raises(StorageError, match="cannot be written"):
+            for _ in range(1000):
+                outbox.put("x" * 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    for number, _ in outbox.waiting():
+        outbox.remove(number)
+    for record in RECORDS:
+        writer.put(record)
+    writer.close()
+    check(store, experiment)
+
+
 def test_somebody_elses_run_in_the_experiment_is_let_be(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,7 +312,7 @@ def test_a_record_that_the_store_refuses_is_told_and_the_others_are_written(
 ) -> None:
     monkeypatch.setattr(records, "CLOSE_TIMEOUT_S", 10.0)
     experiment = store.create_experiment()
-    unknown = LogRun(id="us/mmoe/9", metrics=(("valid/ctr_auc", 0.5, 1_000, 10),))
+    unknown = LogRun(id="us/mmoe/9", time=1_000, metrics=(("valid/ctr_auc", 0.5, 10),))
     message = r"^tracking: the store refused a record \(no run has been opened for us/mmoe/9\)$"
     with pytest.raises(TrackingError, match=message):
         store.write(experiment, [*RECORDS[:2], unknown, *RECORDS[2:]])
@@ -233,7 +321,6 @@ def test_a_record_that_the_store_refuses_is_told_and_the_others_are_written(
 
 def test_metrics_are_kept_on_disk_to_the_last_bit() -> None:
     values = [0.1 + 0.2, 5e-324, 1.7e308, float("inf")]
-    kept = LogRun(
-        id="us/mmoe", metrics=tuple(("x", value, 1, step) for step, value in enumerate(values))
-    )
+    metrics = tuple(("x", value, step) for step, value in enumerate(values))
+    kept = LogRun(id="us/mmoe", time=1, metrics=metrics)
     assert records.RECORDS.validate_json(kept.model_dump_json()) == kept

@@ -50,8 +50,8 @@ class Lane:
     async def report(self, index: int, *, last: bool = False) -> bool:
         return await self.queue.report(self.generation, report(index, last=last))
 
-    async def fail(self, reason: str) -> None:
-        await self.queue.fail(self.generation, reason)
+    async def fail(self, reason: str, task_id: str = "a") -> None:
+        await self.queue.fail(self.generation, task_id, reason)
 
     async def wait_cancelled(self) -> None:
         await self.queue.wait_cancelled(self.generation)
@@ -345,6 +345,23 @@ def test_a_failure_is_told_with_its_reason_and_ends_the_task() -> None:
         assert not await lane.report(1)
         lane = await join(queue)
         assert await lane.take(0.01) is None
+
+    run(test())
+
+
+def test_a_worker_that_tells_of_a_failure_late_does_not_fail_the_next_task() -> None:
+    async def test() -> None:
+        queue = TrialQueue()
+        lane = await join(queue)
+        for name in "ab":
+            await queue.submit(task(name))
+        await lane.take()
+        await lane.fail("a broke")  # rank 0
+        await lane.finish()
+        assert await lane.take() == task("b")
+        await lane.fail("a broke")  # rank 1
+        assert not await lane.report(1, last=True)
+        assert await queue.next_message("b") == report(1, last=True)
 
     run(test())
 

@@ -277,7 +277,7 @@ def test_a_begun_job_refuses_a_changed_file(
     assert (
         "name: job 'shop-job' was begun with other settings (loss.gate was hinge, is literal); "
         "undo the change (only search.trials, search.replicates, budget.hours, "
-        "budget.trial_hours, budget.hang_minutes may grow)"
+        "budget.trial_hours may grow)"
     ) in capsys.readouterr().err
 
 

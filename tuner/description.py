@@ -1,0 +1,42 @@
+"""What came out of a job, said in the MLflow UI where a reader looks for it."""
+
+import tempfile
+from pathlib import Path
+
+from mlflow.tracking import MlflowClient
+from rich.console import Console
+
+from tuner.results import find_experiment
+from tuner.tables import results_markdown
+from tuner.tracking import log_evidence, wait_longer
+
+__all__ = ["describe_job"]
+
+FIGURES = ("curves", "history", "landscape")
+"""Of a study's report, kept with its run."""
+NOTE_TAG = "mlflow.note.content"
+
+
+def describe_job(client: MlflowClient, job: str, console: Console) -> None:
+    """Describe a job on its experiment, and each study on its run, with evidence and figures.
+
+    Figures that the store does not take are told on the console.
+    """
+    from tuner.report import read_report, study_figures, study_markdown  # draws: slow to import
+
+    wait_longer()
+    report = read_report(client, job)
+    if report.results is not None:
+        experiment_id = find_experiment(client, job).experiment_id
+        client.set_experiment_tag(experiment_id, NOTE_TAG, results_markdown(report.results))
+    for study in report.studies:
+        if study.evidence is not None:
+            log_evidence(client, study.run_id, study.evidence)
+        client.set_tag(study.run_id, NOTE_TAG, study_markdown(study))
+        with tempfile.TemporaryDirectory() as directory:
+            for name, _, png in study_figures(study, FIGURES):
+                (Path(directory) / f"{name}.png").write_bytes(png)
+            try:
+                client.log_artifacts(study.run_id, directory, "figures")
+            except Exception as error:  # noqa: BLE001 - of any store; the job is done
+                console.print(f"the figures of {study.name} cannot be stored: {error}")
