@@ -126,6 +126,8 @@ class _Lane:
             else:
                 self._test(task)
         except Exception as error:
+            if _is_peers(error):  # the lane is lost, and its trial goes on elsewhere
+                raise
             logger.exception("trial %s failed", task.id)
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             ray.get(self.queue.fail.remote(self.generation, task.id, reason))
@@ -275,6 +277,11 @@ class _Lane:
         answer: list[Answer | None] = [decide() if self.workers.rank == 0 else None]
         dist.broadcast_object_list(answer, src=0, group=self.control)
         return answer[0]  # type: ignore[return-value]
+
+
+def _is_peers(error: Exception) -> bool:
+    """Whether a collective broke, as when another of the lane's workers dies; gloo has no type."""
+    return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
 
 
 def _find_state(task: TrialTask) -> TrainingState | None:

@@ -31,7 +31,7 @@ class LaneTrainer(TorchTrainer):  # type: ignore[misc]
     controller: ray.actor.ActorHandle | None = None
 
     def release(self) -> None:
-        """Give back the resources of a run whose controller is dead; its workers end with them."""
+        """Give back what a run that has ended still holds; workers that live on end with it."""
         if self.controller is None:
             return
         controller_id = self.controller._actor_id.binary()

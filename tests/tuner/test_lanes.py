@@ -24,6 +24,7 @@ from tuner.messages import Ended, Report, TrialTask
 
 MODELS = """
 import os, pathlib, signal, time
+import torch.distributed as dist
 from torch import nn
 from trainables.models import Inputs
 
@@ -52,6 +53,26 @@ class Recorded(nn.Module):
             time.sleep(0.05)
         if num_lines(self.record) <= self.deaths:
             os.kill(os.getpid(), signal.SIGKILL)
+
+class Mortal(nn.Module):
+    '''Writes a line when it begins to train as one rank, which dies the first time.'''
+
+    num_heads = 2
+
+    def __init__(self, inputs: Inputs, *, record: str = "", rank: int = 0) -> None:
+        super().__init__()
+        self.record, self.rank, self.begun = pathlib.Path(record), rank, False
+        self.linear = nn.Linear(inputs.num_numericals, 2)
+
+    def forward(self, ids, numericals):
+        mine = ids.device.type != "meta" and dist.is_initialized() and dist.get_rank() == self.rank
+        if self.training and mine and not self.begun:
+            self.begun = True
+            with self.record.open("a") as lines:
+                lines.write(f"{os.getpid()}\\n")
+            if num_lines(self.record) == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return self.linear(numericals)
 
 class Stepping(nn.Module):
     '''Writes a line for every step; dies once, before the step `dies_at`.'''
@@ -194,6 +215,30 @@ def test_a_dead_worker_takes_its_own_lane_down_and_no_other_lane_of_its_run(
     }
     assert begun["dies"][0] != begun["dies"][1]
     assert lost == []
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_worker_that_dies_fails_no_trial_of_its_lane(
+    directory: Path, ray_of_three_cores: None, tiny_dataset: Dataset, rank: int
+) -> None:
+    lanes = Lanes(num_lanes=1, workers_per_lane=2, cpus_per_worker=1, gpus_per_worker=0)
+    queue, name = queue_actor().remote(), f"mortal-{rank}"
+    configuration = TrialConfiguration.create(
+        "recorded:Mortal",
+        {"record": str(directory / name), "rank": rank},
+        training=TrainingSettings(epochs=1),
+    )
+    one = replace(
+        task(directory, tiny_dataset, name), configuration=configuration.model_dump(mode="json")
+    )
+    storage = str(directory / "train")
+    with open_lanes(lanes, queue, job=name, storage_path=storage, on_all_lost=print):
+        ray.get(queue.submit.remote(one))
+        message = last_message(queue, name)
+    assert isinstance(message, Report), message
+    assert len(lines(directory, name)) == 2
 
 
 @pytest.mark.ray
