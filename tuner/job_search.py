@@ -7,7 +7,11 @@ from tuner.messages import Ended, Report
 from tuner.search import StudySearch
 from tuner.study import Trial, TrialState
 
-__all__ = ["JobObserver", "JobSearch"]
+__all__ = ["MAX_RESTARTS", "JobObserver", "JobSearch"]
+
+
+MAX_RESTARTS = 2
+"""Times that a trial is proposed again."""
 
 
 class JobObserver(Protocol):
@@ -47,12 +51,17 @@ class JobSearch:
         """All trials so far, study by study."""
         return [trial for search in self.searches for trial in search.trials]
 
+    @property
+    def over(self) -> bool:
+        """Whether no trial will be proposed any more."""
+        return self.stop_reason is not None or all(search.ended for search in self.searches)
+
     def stop(self, reason: str) -> None:
         """Propose nothing more; the first reason stays. May be called from any thread."""
         self.stop_reason = self.stop_reason or reason
 
     def next_trial(self) -> Trial | None:
-        """Propose a trial; None when there is none left."""
+        """Propose a trial; None when there is none now, and none at all once it is `over`."""
         if self.stop_reason is not None:
             return None
         for search in self.searches:
@@ -62,6 +71,14 @@ class JobSearch:
                     observer.trial_started(trial)
                 return trial
         return None
+
+    def restart(self, trial: Trial) -> bool:
+        """Propose a trial again that was lost on the way; return False if that is over."""
+        if self.stop_reason is not None or trial.num_restarts >= MAX_RESTARTS:
+            return False
+        trial.restart()
+        self._search_of(trial).propose_again(trial)
+        return True
 
     def evaluated(self, trial: Trial, report: Report) -> bool:
         """Take in an evaluation that is not the trial's last; return whether to prune the trial."""

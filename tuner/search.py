@@ -82,7 +82,7 @@ class StudySearch:
     def ask(self) -> Trial | None:
         """Propose the next trial; None once the study has all of its trials.
 
-        After `restore`, the trials that had no end come first, each with its own number.
+        Trials without an end, after `restore` or `propose_again`, come first, each with its number.
         """
         if self._unended:
             return self._unended.popleft()
@@ -90,6 +90,10 @@ class StudySearch:
             return None
         number = len(self.trials)
         return self._propose(self._points[number] if number < len(self._points) else None)
+
+    def propose_again(self, trial: Trial) -> None:
+        """Let a trial without an end be asked for once more, before any new one."""
+        self._unended.append(trial)
 
     def restore(self, past: Sequence[PastTrial]) -> None:
         """Take over the trials of an earlier process; those without an end will be proposed again.

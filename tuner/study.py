@@ -55,6 +55,7 @@ class Trial:
         number: from 0 within its study; 0 is the baseline.
         params: the values of the search's dimensions, by dotted path.
         best: the evaluation with the highest score; ties go to the earlier one.
+        num_restarts: how often it has been proposed again, through no fault of its own.
     """
 
     kind: ClassVar[str] = "trial"
@@ -69,6 +70,7 @@ class Trial:
     last: Report | None = None
     failure: str | None = None
     test_metrics: dict[str, float | None] = field(default_factory=dict)
+    num_restarts: int = 0
 
     @property
     def baseline(self) -> bool:
@@ -114,6 +116,11 @@ class Trial:
         self.last = report
         if self.best_score is None or self.score_of(report) > self.best_score:
             self.best = report
+
+    def restart(self) -> None:
+        """Forget the evaluations: whoever goes on with the trial repeats them."""
+        self.best = self.last = None
+        self.num_restarts += 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,12 +9,15 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from tuner.job_search import JobSearch
+from tuner.job_search import MAX_RESTARTS, JobSearch
 from tuner.messages import Ended, TrialTask
 from tuner.study import Trial
 from tuner.trial import ENDED, REPORT, TASK
 
-__all__ = ["JobScheduler", "JobSearcher", "keep_credentials"]
+__all__ = ["TUNE_ACTOR_DIED", "JobScheduler", "JobSearcher", "keep_credentials"]
+
+
+TUNE_ACTOR_DIED = f"its Tune actor died {MAX_RESTARTS + 1} times"
 
 
 def keep_credentials() -> None:
@@ -55,11 +58,11 @@ class JobSearcher(_Unsaved, Searcher):
         self._cancel_task = cancel_task
         self.trials: dict[str, Trial] = {}
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        """Propose a Tune trial's configuration, or say that there are no more."""
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """Propose a Tune trial's configuration; say that there is none now, or none any more."""
         trial = self._search.next_trial()
-        if trial is None:
-            return str(Searcher.FINISHED)
+        if trial is None:  # for now: a trial that is lost on the way will be there again
+            return str(Searcher.FINISHED) if self._search.over else None
         self.trials[trial_id] = trial
         return {TASK: self._make_task(trial)}
 
@@ -68,16 +71,18 @@ class JobSearcher(_Unsaved, Searcher):
     ) -> None:
         """Pass on a trial's last message; without one its Tune actor died, or the queue did.
 
-        Where it was the queue, the trial is not to blame: it is left for the job's next run.
+        The trial is not to blame: it is proposed again, or left for the job's next run.
         """
         trial = self.trials[trial_id]
         message = (result or {}).get(REPORT) or (result or {}).get(ENDED)
         if error or message is None:
             # nobody else would take it back: its lane waits for a verdict
-            if self._cancel_task(trial):
-                message = Ended(kind="failed", reason="its Tune actor died")
-            else:
+            if not self._cancel_task(trial):
                 message = Ended(kind="stopped", reason="the queue died")
+            elif self._search.restart(trial):
+                return
+            else:
+                message = Ended(kind="failed", reason=TUNE_ACTOR_DIED)
         self._search.ended(trial, message)
 
     def save(self, checkpoint_path: str) -> None:

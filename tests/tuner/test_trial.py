@@ -15,14 +15,14 @@ from ray import tune
 
 from tuner.cluster import connected
 from tuner.job import Job
-from tuner.job_search import JobSearch
+from tuner.job_search import MAX_RESTARTS, JobSearch
 from tuner.lanes import queue_actor
 from tuner.messages import Report, TrialTask
 from tuner.search import StudySearch
 from tuner.study import Study, Trial, TrialState
 from tuner.trial import LaneTrial
 from tuner.trial_queue import CLOSED
-from tuner.tune_adapters import JobScheduler, JobSearcher, keep_credentials
+from tuner.tune_adapters import TUNE_ACTOR_DIED, JobScheduler, JobSearcher, keep_credentials
 
 SECRET = "a-secret-that-no-log-may-hold"
 
@@ -62,21 +62,28 @@ def kill_tune_actor() -> None:
         time.sleep(0.05)
 
 
-def serve(queue: ray.actor.ActorHandle, verdicts: list[bool]) -> None:
-    """Be a lane; the first trial's Tune actor dies before its first evaluation."""
+def serve(queue: ray.actor.ActorHandle, told: list[tuple[str, bool]], num_deaths: int) -> None:
+    """Be a lane; Tune actors die while they wait for the first so many tasks' evaluation."""
     lane = ray.get(queue.join.remote("lane"))
     while (task := ray.get(queue.take.remote(lane, timeout_s=60))) != CLOSED:
         if task is None:
             continue
-        first = not verdicts
-        if first:
+        dies = len(told) < num_deaths
+        if dies:
             kill_tune_actor()
-        verdicts.append(ray.get(queue.report.remote(lane, evaluation(1, last=not first))))
+        told.append((task.id, ray.get(queue.report.remote(lane, evaluation(1, last=not dies)))))
         ray.get(queue.finish.remote(lane))
 
 
-def test_a_trial_whose_tune_actor_dies_fails_and_the_others_go_on(
-    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("num_deaths", "failure"), [(1, None), (MAX_RESTARTS + 1, TUNE_ACTOR_DIED)]
+)
+def test_a_trial_whose_tune_actor_dies_is_proposed_again_a_few_times(
+    ray_session: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    num_deaths: int,
+    failure: str | None,
 ) -> None:
     settings = {"sampler": "random", "pruner": "none", "trials": 3}
     job = Job.model_validate(
@@ -84,9 +91,9 @@ def test_a_trial_whose_tune_actor_dies_fails_and_the_others_go_on(
     )
     study = Study(dataset="us", dataset_uri="/data/us", model="dnn")
     search = JobSearch([StudySearch(study, job)], [])
-    queue, verdicts = queue_actor().remote(), list[bool]()
+    queue, told = queue_actor().remote(), list[tuple[str, bool]]()
     searcher = JobSearcher(search, make_task, lambda trial: bool(queue.cancel.remote(trial.id)))
-    lane = threading.Thread(target=serve, args=(queue, verdicts), daemon=True)
+    lane = threading.Thread(target=serve, args=(queue, told, num_deaths), daemon=True)
     lane.start()
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     keep_credentials()
@@ -108,13 +115,14 @@ def test_a_trial_whose_tune_actor_dies_fails_and_the_others_go_on(
     ).fit()
     ray.get(queue.close.remote())
     lane.join()
-    assert [trial.state for trial in search.trials] == [
-        TrialState.FAILED,
-        TrialState.COMPLETE,
-        TrialState.COMPLETE,
-    ]
-    assert search.trials[0].failure == "its Tune actor died"
-    assert verdicts == [False, False, False]  # the dead one's lane is told to stop
+    first, *others = search.trials
+    assert (first.state, first.failure) == (
+        TrialState.COMPLETE if failure is None else TrialState.FAILED,
+        failure,
+    )
+    assert [trial.state for trial in others] == [TrialState.COMPLETE] * 2
+    assert told[:num_deaths] == [(first.id, False)] * num_deaths  # each is told to stop
+    assert [name for name, _ in told].count(first.id) == num_deaths + (failure is None)
     logs = Path(ray._private.worker.global_worker.node.get_logs_dir_path())
     assert "runtime env" in (logs / "runtime_env_agent.log").read_text().lower()
     assert [path for path in logs.rglob("*") if path.is_file() and SECRET in path.read_text()] == []
