@@ -120,8 +120,8 @@ class Manifest(BaseModel):
             first = error.errors(include_url=False)[0]
             key = ".".join(str(part) for part in first["loc"])
             raise _damaged(shown, f"{key or 'content'}: {first['msg']}") from error
-        except (ValueError, RecursionError) as error:
-            raise _damaged(shown, " ".join(str(error).split())) from error
+        except ValueError as error:
+            raise _damaged(shown, str(error)) from error
         if manifest.format_version != FORMAT_VERSION:
             raise DatasetError(
                 f"{shown}: {MANIFEST_FILE} has format_version {manifest.format_version}, this "
@@ -141,7 +141,10 @@ def _checked(text: bytes) -> dict[str, Any]:
     Raises:
         ValueError: It is no JSON object, or another than was written.
     """
-    content = json.loads(text)
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"content: invalid JSON: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ValueError("content: is no JSON object")
     checksum = content.pop(CHECKSUM, None)

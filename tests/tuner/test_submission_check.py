@@ -146,8 +146,8 @@ def test_a_damaged_dataset_is_refused(tiny_dataset: Dataset, tmp_path: Path) -> 
     with pytest.raises(DatasetError) as caught:
         check(datasets=["/not/on/this/machine", str(damaged)])
     assert str(caught.value) == (
-        f"{damaged}: manifest.json is damaged (content: Invalid JSON: EOF while parsing an object "
-        "at line 1 column 1); prepare the dataset again"
+        f"{damaged}: manifest.json is damaged (content: invalid JSON: Expecting property name "
+        "enclosed in double quotes: line 1 column 2 (char 1)); prepare the dataset again"
     )
 
 
