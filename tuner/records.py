@@ -2,8 +2,9 @@
 
 A record names its run by the id of the study, trial or replicate that it belongs to, which every
 run has as a tag, and has the moment when it was made: so it can be delivered by another process,
-later, and also twice, when a process ends between the delivery and its note. One that is older than
-the last start of its run, of a trial that has begun again elsewhere, says nothing any more.
+later, and also twice, when a process ends between the delivery and its note. What a process has
+left that is older than the last start of its run, as of a trial that has begun again elsewhere, is
+dropped.
 """
 
 import logging
@@ -129,16 +130,20 @@ class RecordWriter:
         self._outbox = outbox
         self._on_refused = on_refused
         self._runs: dict[str, str] = {}
-        self._started: dict[str, int] = {}
+        started: dict[str, int] = {}
         for run in search_all(client, experiment_id):
             known = record_id(run.data.tags)
             if known is not None:
                 self._runs[known] = run.info.run_id
-                self._started[known] = int(run.data.tags.get(STARTED_TAG, 0))
+                started[known] = int(run.data.tags.get(STARTED_TAG, 0))
         self._uncertain: set[str] = set()
         self._records: queue.Queue[tuple[int | None, Record] | None] = queue.Queue()
         for number, text in outbox.waiting():
-            self._records.put((number, RECORDS.validate_json(text)))
+            record = RECORDS.validate_json(text)
+            if record.time < started.get(record.id, 0):  # its trial has begun again elsewhere
+                outbox.remove(number)
+            else:
+                self._records.put((number, record))
         self._num_written = 0
         self._closing = threading.Event()
         self._failure: TrackingError | None = None
@@ -232,8 +237,6 @@ class RecordWriter:
         self._on_refused(line)
 
     def _deliver(self, record: Record) -> None:
-        if record.time < self._started.get(record.id, 0):
-            return
         match record:
             case StartRun():
                 self._start(record)
@@ -266,7 +269,6 @@ class RecordWriter:
         else:
             self._client.update_run(run, status="RUNNING")
         self._runs[record.id] = run
-        self._started[record.id] = record.time
         params = [Param(name, value) for name, value in record.params.items()]
         self._client.log_batch(run, params=params, tags=_run_tags(tags))
         logged = LoggedDataset(
