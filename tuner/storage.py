@@ -99,9 +99,9 @@ def download(uri: str) -> Iterator[Path]:
     Raises:
         StorageError: if there is nothing at the URI, or it cannot be read, in several tries.
     """
-    location = _locate(uri)
-    if not location.exists():
+    if not exists(uri):
         raise StorageError(f"storage: {uri} is not there; was it moved or deleted?")
+    location = _locate(uri)
     if location.is_local:
         yield Path(location.path)
         return
