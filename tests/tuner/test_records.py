@@ -64,7 +64,6 @@ class Store:
 
     Attributes:
         status: of the answer now; None for MLflow's own.
-        status_then: from the moment on when a writer has begun.
         refused: what the writers said of being refused.
     """
 
@@ -72,7 +71,6 @@ class Store:
     directory: Path
     status: str | None = None
     uri: str = ""
-    status_then: str | None = None
     refused: list[str] = field(default_factory=list)
 
     def __call__(self, environment: dict[str, Any], start: Callable[..., Any]) -> Any:
@@ -93,12 +91,19 @@ class Store:
     def client(self) -> MlflowClient:
         return MlflowClient(self.uri)
 
-    def write(self, experiment: str, written: list[Record]) -> None:
+    def write(self, experiment: str, written: list[Record], *, then: str | None = None) -> None:
+        """Write records; the store gives the answer `then` from the writer's start to its end."""
         writer = RecordWriter(self.client, experiment, Outbox(self.outbox), self.refused.append)
-        self.status = self.status_then
-        for record in written:
-            writer.put(record)
-        writer.close()
+        self.status = then
+        try:
+            with pytest.MonkeyPatch.context() as patch:
+                if then is not None:
+                    patch.setattr(records, "CLOSE_TIMEOUT_S", 0.3)
+                for record in written:
+                    writer.put(record)
+                writer.close()
+        finally:
+            self.status = None
 
     def runs(self, experiment: str) -> list[Run]:
         found = self.client.search_runs([experiment])
@@ -117,7 +122,6 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     monkeypatch.setenv("_MLFLOW_SERVER_ARTIFACT_ROOT", str(tmp_path / "artifacts"))
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setattr(records, "RETRY_FIRST_S", 0.01)
-    monkeypatch.setattr(records, "CLOSE_TIMEOUT_S", 0.3)
     from mlflow.server import app
 
     application = Store(app, tmp_path)
@@ -153,35 +157,27 @@ def check(store: Store, experiment: str) -> None:
 
 @pytest.mark.parametrize("num_before", range(len(RECORDS)))
 def test_records_of_a_store_that_stays_away_are_kept_for_the_next_process(
-    store: Store, monkeypatch: pytest.MonkeyPatch, num_before: int
+    store: Store, num_before: int
 ) -> None:
-    monkeypatch.setattr(records, "CLOSE_TIMEOUT_S", 10.0)
     experiment = store.create_experiment()
     store.write(experiment, RECORDS[:num_before])
-    monkeypatch.setattr(records, "CLOSE_TIMEOUT_S", 0.3)
-    store.status_then = "503 Service Unavailable"
     num_kept = len(RECORDS) - num_before
     with pytest.raises(TrackingError) as caught:
-        store.write(experiment, RECORDS[num_before:])
+        store.write(experiment, RECORDS[num_before:], then="503 Service Unavailable")
     assert str(caught.value) == (
         f"tracking: the store does not answer; {num_kept} records are kept in {store.outbox}, "
         "and the same command delivers them"
     )
-    store.status = None
-    monkeypatch.setattr(records, "CLOSE_TIMEOUT_S", 10.0)
     deliver_leftovers(store.client, experiment, store.outbox)
     check(store, experiment)
 
 
 def test_records_that_were_delivered_before_their_note_are_delivered_again_to_no_effect(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: Store,
 ) -> None:
     experiment = store.create_experiment()
-    store.status_then = "503 Service Unavailable"
     with pytest.raises(TrackingError):
-        store.write(experiment, RECORDS)
-    store.status = None
-    monkeypatch.setattr(records, "CLOSE_TIMEOUT_S", 10.0)
+        store.write(experiment, RECORDS, then="503 Service Unavailable")
     for _ in range(2):
         shutil.copy(store.outbox, store.directory / "again.db")
         deliver_leftovers(store.client, experiment, store.outbox)
@@ -189,15 +185,14 @@ def test_records_that_were_delivered_before_their_note_are_delivered_again_to_no
         shutil.copy(store.directory / "again.db", store.outbox)
 
 
-def test_what_is_older_than_the_last_start_of_its_run_says_nothing_any_more(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_older_than_the_last_start_of_its_run_says_nothing_any_more(store: Store) -> None:
     experiment = store.create_experiment()
-    store.status_then = "503 Service Unavailable"
     with pytest.raises(TrackingError):
-        store.write(experiment, [start("us/mmoe"), EndRun(id="us/mmoe", time=600, status="KILLED")])
-    store.status = None
-    monkeypatch.setattr(records, "CLOSE_TIMEOUT_S", 10.0)
+        store.write(
+            experiment,
+            [start("us/mmoe"), EndRun(id="us/mmoe", time=600, status="KILLED")],
+            then="503 Service Unavailable",
+        )
     elsewhere = RecordWriter(store.client, experiment, Outbox(store.directory / "elsewhere.db"))
     elsewhere.put(start("us/mmoe").model_copy(update={"time": 700}))
     elsewhere.close()
@@ -247,10 +242,7 @@ def test_runs_of_an_earlier_release_are_known_by_their_other_tags(
     assert record_id(tags) == known
 
 
-def test_a_disk_that_takes_nothing_does_not_stop_the_records(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(records, "CLOSE_TIMEOUT_S", 10.0)
+def test_a_disk_that_takes_nothing_does_not_stop_the_records(store: Store) -> None:
     experiment = store.create_experiment()
     outbox = Outbox(store.outbox)
     writer = RecordWriter(store.client, experiment, outbox)
@@ -271,10 +263,7 @@ def test_a_disk_that_takes_nothing_does_not_stop_the_records(
     check(store, experiment)
 
 
-def test_somebody_elses_run_in_the_experiment_is_let_be(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(records, "CLOSE_TIMEOUT_S", 10.0)
+def test_somebody_elses_run_in_the_experiment_is_let_be(store: Store) -> None:
     experiment = store.create_experiment()
     own = store.client.create_run(experiment).info.run_id
     store.write(experiment, RECORDS)
@@ -287,13 +276,10 @@ def test_where_an_earlier_process_left_nothing_there_is_nothing_to_deliver(store
     assert not (store.directory / "missing.db").exists()
 
 
-def test_a_store_that_refuses_the_user_ends_the_job_and_loses_nothing(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_that_refuses_the_user_ends_the_job_and_loses_nothing(store: Store) -> None:
     experiment = store.create_experiment()
-    store.status_then = "401 Unauthorized"
     with pytest.raises(TrackingRefusedError) as caught:
-        store.write(experiment, RECORDS)
+        store.write(experiment, RECORDS, then="401 Unauthorized")
     told = str(caught.value)
     assert told.startswith("tracking: the store refuses us (")
     assert told.endswith(
@@ -301,16 +287,11 @@ def test_a_store_that_refuses_the_user_ends_the_job_and_loses_nothing(
         f"{store.outbox}, and the same command delivers them"
     )
     assert store.refused == [told]
-    store.status = None
-    monkeypatch.setattr(records, "CLOSE_TIMEOUT_S", 10.0)
     deliver_leftovers(store.client, experiment, store.outbox)
     check(store, experiment)
 
 
-def test_a_record_that_the_store_refuses_is_told_and_the_others_are_written(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(records, "CLOSE_TIMEOUT_S", 10.0)
+def test_a_record_that_the_store_refuses_is_told_and_the_others_are_written(store: Store) -> None:
     experiment = store.create_experiment()
     unknown = LogRun(id="us/mmoe/9", time=1_000, metrics=(("valid/ctr_auc", 0.5, 10),))
     message = r"^tracking: the store refused a record \(no run has been opened for us/mmoe/9\)$"
