@@ -7,7 +7,7 @@ T heads.
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -21,7 +21,7 @@ from trainables.loss import training_loss
 from trainables.metrics import evaluate
 from trainables.models import Inputs
 from trainables.optimizers import Optimizers, make_optimizers
-from trainables.training_state import TrainingState
+from trainables.training_state import Position, TrainingState
 from trainables.workers import Workers
 
 __all__ = [
@@ -110,18 +110,13 @@ class Training:
         self._workers = workers
         self._stepper = _Stepper(configuration, self.model, train_split, workers)
         self._stops = _evaluation_steps(self._stepper.steps_per_epoch, configuration.training)
-        self._step = 0
-        self._training_s = self._evaluation_s = 0.0
+        self._position = Position()
 
     def state(self) -> TrainingState:
-        """Copy all that is needed to go on from here; between two evaluations alone."""
-        return TrainingState.capture(
-            self.model,
-            self._stepper.optimizers,
-            step=self._step,
-            training_s=self._training_s,
-            evaluation_s=self._evaluation_s,
-        )
+        """Copy all that is needed to go on from here: between two steps, on all workers alike."""
+        stepper = self._stepper
+        losses = stepper.sum_losses() / self._workers.size
+        return TrainingState.capture(self.model, stepper.optimizers, losses, self._position)
 
     def restore(self, state: TrainingState) -> None:
         """Go on from a state of the same trial: what follows is what would have followed there.
@@ -131,10 +126,9 @@ class Training:
         Raises:
             CheckpointError: if it is the state of another trial.
         """
-        state.restore(self.model, self._stepper.optimizers)
-        self._step = state.step
-        self._training_s, self._evaluation_s = state.training_s, state.evaluation_s
-        self._stepper.batches.seek(state.step)
+        state.restore(self.model, self._stepper.optimizers, self._stepper.losses)
+        self._position = replace(state.position)
+        self._stepper.batches.seek(state.position.step)
 
     def evaluations(self, is_cancelled: Callable[[], bool] = lambda: False) -> Iterator[Evaluation]:
         """Train to the end.
@@ -149,43 +143,44 @@ class Training:
         Raises:
             TrainingError: if the loss is not finite.
         """
-        self._stepper.resume()
-        started = time.perf_counter()
-        while self._step < self._stops[-1]:
-            self._stepper.step()
-            self._step += 1
-            if is_cancelled():
-                return
-            if self._step not in self._stops:
-                continue
-            yield self._evaluate(started)
+        position = self._position
+        for stop in self._stops[position.num_evaluations :]:
             self._stepper.resume()
-            started = time.perf_counter()
+            while position.step < stop:
+                started = time.perf_counter()
+                self._stepper.step()
+                position.step += 1
+                position.training_s += time.perf_counter() - started
+                if is_cancelled():
+                    return
+            yield self._evaluate(position)
 
-    def _evaluate(self, started: float) -> Evaluation:
+    def _evaluate(self, position: Position) -> Evaluation:
+        started = time.perf_counter()
         loss, bce, pwiser = self._stepper.mean_losses()
         now = time.perf_counter()
-        self._training_s += now - started
+        position.training_s += now - started
         if not math.isfinite(loss):
             raise TrainingError(
-                f"the loss became {loss} before step {self._step} (BCE {bce}, PWiseR {pwiser}); "
-                "a smaller training.learning_rate may help"
+                f"the loss became {loss} before step {position.step} "
+                f"(BCE {bce}, PWiseR {pwiser}); a smaller training.learning_rate may help"
             )
         valid = self._valid_split
         logits_NT = predict_logits(self.model, valid, self._workers)
         metrics = evaluate(logits_NT, valid.clicks_N, valid.conversions_N)
-        self._evaluation_s += time.perf_counter() - now
+        position.evaluation_s += time.perf_counter() - now
+        position.num_evaluations += 1
         return Evaluation(
-            index=self._stops.index(self._step) + 1,
+            index=position.num_evaluations,
             num_evaluations=len(self._stops),
-            step=self._step,
-            epoch=self._step / self._stepper.steps_per_epoch,
+            step=position.step,
+            epoch=position.step / self._stepper.steps_per_epoch,
             metrics=metrics,
             train_loss=loss,
             train_bce=bce,
             train_pwiser=pwiser,
-            training_s=self._training_s,
-            evaluation_s=self._evaluation_s,
+            training_s=position.training_s,
+            evaluation_s=position.evaluation_s,
         )
 
 
@@ -259,8 +254,8 @@ class _Stepper:
         self.parallel = model if workers.group is None else _parallel(model, workers)
         shape = BatchShape(steps_per_epoch=self.steps_per_epoch, rows=rows, seed=settings.seed)
         self.batches = split.batches(shape, workers)
-        self.losses = torch.zeros(3, device=device)
-        self.num_losses = 0
+        self.losses = torch.zeros(4, device=device)
+        self.one = torch.ones((), device=device)
 
     def step(self) -> None:
         """Train on the next batch, without waiting for the device."""
@@ -280,17 +275,21 @@ class _Stepper:
         self.optimizers.zero_grad()
         losses.total.backward()  # type: ignore[no-untyped-call]
         self.optimizers.step()
-        self.losses += torch.stack(losses).detach()
-        self.num_losses += 1
+        self.losses += torch.stack((*losses, self.one)).detach()
 
     def mean_losses(self) -> tuple[float, float, float]:
         """Mean loss, BCE and PWiseR over steps and workers since the last call; waits for both."""
-        if self.workers.group is not None:
-            torch.distributed.all_reduce(self.losses, group=self.workers.group)
-        loss, bce, pwiser = (self.losses / (self.num_losses * self.workers.size)).tolist()
+        *sums, count = self.sum_losses().tolist()
         self.losses.zero_()
-        self.num_losses = 0
+        loss, bce, pwiser = (total / count for total in sums)
         return loss, bce, pwiser
+
+    def sum_losses(self) -> torch.Tensor:
+        """Sums of loss, BCE and PWiseR over steps and workers since `mean_losses`, and how many."""
+        sums = self.losses.clone()
+        if self.workers.group is not None:
+            torch.distributed.all_reduce(sums, group=self.workers.group)
+        return sums
 
     def resume(self) -> None:
         """Go back to training after an evaluation."""

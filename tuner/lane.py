@@ -40,10 +40,15 @@ from tuner.watchdog import Watchdog
 __all__ = ["LaneSettings", "run_lane"]
 
 TAKE_TIMEOUT_S = 60.0
-CANCEL_POLL_S = 0.25
+POLL_S = 0.25
+
+STATE_SHARE = 0.05
+"""Of a trial's time that writing its states may take."""
 
 REPORTS = TypeAdapter(list[Report])
 REPORTS_NOTE = "reports"
+SECONDS = TypeAdapter(Seconds)
+SECONDS_NOTE = "seconds"
 
 Answer = TypeVar("Answer")
 logger = logging.getLogger(__name__)
@@ -136,23 +141,33 @@ class _Lane:
 
     def _train(self, task: TrialTask) -> None:
         started = time.perf_counter()
-        taken_since = started if self.free_since is None else self.free_since
+        lane_since = started if self.free_since is None else self.free_since
         configuration = TrialConfiguration.model_validate(task.configuration)
         loaded = self._load(task.dataset, task.reading)
         training = Training(configuration, loaded.inputs, loaded.train, loaded.valid, self.workers)
-        reports = self._go_on(task, training)
-        before = reports[-1].seconds if reports else Seconds()
+        reports, before = self._go_on(task, training)
         best = max((_score(report, task) for report in reports), default=float("-inf"))
         setup_s = before.setup + time.perf_counter() - started
         self.watchdog.pat()
         if not all(self._report(report) for report in reports):
             return
-        limit = _Limit(task.limit_s, taken_since - before.lane)
-        cancelled = _CancelPoll(
-            self.queue, self.generation, task.id, limit, self.watchdog, self._decide, self.workers
+        lane_since -= before.lane
+
+        def keep() -> None:
+            lane_s = time.perf_counter() - lane_since
+            self._keep(task, training.state(), reports, Seconds(setup=setup_s, lane=lane_s))
+
+        poll = _Poll(
+            self.queue,
+            self.generation,
+            task,
+            _Limit(task.limit_s, lane_since),
+            self.watchdog,
+            self._decide,
+            self.workers,
+            keep,
         )
-        kept_at = time.perf_counter()
-        for evaluation in training.evaluations(cancelled):
+        for evaluation in training.evaluations(poll):
             report = self._evaluated(evaluation)
             if _score(report, task) > best:
                 best = _score(report, task)
@@ -162,15 +177,14 @@ class _Lane:
                 setup=setup_s,
                 training=evaluation.training_s,
                 evaluation=evaluation.evaluation_s,
-                lane=before.lane + now - taken_since,
+                lane=now - lane_since,
             )
             reports.append(replace(report, seconds=seconds))
-            if not report.last and now - kept_at >= task.state_every_s:
-                self._keep(task, training, reports)
-                kept_at = time.perf_counter()
             self.free_since = now
             if not self._report(reports[-1]):
                 break
+        if self._decide(lambda: bool(ray.get(self.queue.is_interrupted.remote(self.generation)))):
+            keep()
 
     def _evaluated(self, evaluation: Evaluation) -> Report:
         return Report(
@@ -187,24 +201,32 @@ class _Lane:
             nodes=self.nodes,
         )
 
-    def _go_on(self, task: TrialTask, training: Training) -> list[Report]:
+    def _go_on(self, task: TrialTask, training: Training) -> tuple[list[Report], Seconds]:
         """Take over what an earlier lane, or job, left of the trial; give its evaluations so far.
 
         A state that rank 0 cannot read is worth a warning and a fresh start.
         """
         found = _find_state(task) if self.workers.rank == 0 else None
         if not self._decide(lambda: found is not None):
-            return []
+            return [], Seconds()
         state = _read_state(task) if found is None else found
         training.restore(state)
-        return REPORTS.validate_json(state.notes[REPORTS_NOTE])
+        return (
+            REPORTS.validate_json(state.notes[REPORTS_NOTE]),
+            SECONDS.validate_json(state.notes[SECONDS_NOTE]),
+        )
 
-    def _keep(self, task: TrialTask, training: Training, reports: list[Report]) -> None:
+    def _keep(
+        self, task: TrialTask, state: TrainingState, reports: list[Report], seconds: Seconds
+    ) -> None:
         """Write down where the trial is; whoever goes on with it repeats these evaluations."""
         if self.workers.rank == 0:
-            notes = {REPORTS_NOTE: REPORTS.dump_json(reports).decode()}
+            notes = {
+                REPORTS_NOTE: REPORTS.dump_json(reports).decode(),
+                SECONDS_NOTE: SECONDS.dump_json(seconds).decode(),
+            }
             with tempfile.TemporaryDirectory() as directory:
-                replace(training.state(), notes=notes).save(Path(directory))
+                replace(state, notes=notes).save(Path(directory))
                 upload(Path(directory), task.state)
 
     def _test(self, task: TestTask) -> None:
@@ -318,48 +340,75 @@ class _Limit:
         return f"it took longer than budget.trial_hours ({self.seconds / 3600:g})"
 
 
-class _CancelPoll:
+@dataclass(frozen=True, kw_only=True)
+class _Seen:
+    """What rank 0 saw, and every rank acts upon: `stride` steps later it looks again."""
+
+    cancelled: bool
+    keep: bool
+    stride: int
+
+
+class _Poll:
     """Answers after every step whether the trial is cancelled, alike on all ranks.
 
-    Rank 0 looks about every `CANCEL_POLL_S`; how many steps that is it tells the others with every
-    answer, so that they meet at the same step. A trial beyond its limit it cancels itself.
+    Rank 0 looks about every `POLL_S`; how many steps that is it tells the others with every
+    answer, so that they meet at the same step. There, too, the trial's state is kept now and then,
+    and a trial beyond its limit is cancelled.
     """
 
     def __init__(
         self,
         queue: ray.actor.ActorHandle,
         generation: Generation,
-        task_id: str,
+        task: TrialTask,
         limit: _Limit,
         watchdog: Watchdog,
-        decide: Callable[[Callable[[], tuple[bool, int]]], tuple[bool, int]],
+        decide: Callable[[Callable[[], _Seen]], _Seen],
         workers: Workers,
+        keep: Callable[[], None],
     ) -> None:
         self.queue = queue
         self.generation = generation
-        self.task_id = task_id
+        self.task = task
         self.limit = limit
         self.watchdog = watchdog
         self.decide = decide
+        self.keep = keep
         self.reference = queue.wait_cancelled.remote(generation) if workers.rank == 0 else None
         self.steps_to_go = self.stride = 1
         self.looked = time.perf_counter()
+        self.keep_at = self.looked + task.state_every_s
 
     def __call__(self) -> bool:
         self.steps_to_go -= 1
         if self.steps_to_go > 0:
             return False
         self.watchdog.pat()
-        cancelled, self.stride = self.decide(self._look)
-        self.steps_to_go = self.stride
-        return cancelled
+        seen = self.decide(self._look)
+        self.steps_to_go = self.stride = seen.stride
+        if seen.keep:
+            self._keep()
+        return seen.cancelled
 
-    def _look(self) -> tuple[bool, int]:
+    def _look(self) -> _Seen:
         now = time.perf_counter()
         step_s = max(now - self.looked, 1e-6) / self.stride
         self.looked = now
         done, _ = ray.wait([self.reference], timeout=0)
         if not done and self.limit.reason is not None:
-            ray.get(self.queue.fail.remote(self.generation, self.task_id, self.limit.reason))
+            reason = self.limit.reason
+            ray.get(self.queue.fail.remote(self.generation, self.task.id, reason))
             done = [self.reference]
-        return bool(done), max(int(CANCEL_POLL_S / step_s), 1)
+        return _Seen(
+            cancelled=bool(done),
+            keep=not done and now >= self.keep_at,
+            stride=max(int(POLL_S / step_s), 1),
+        )
+
+    def _keep(self) -> None:
+        started = time.perf_counter()
+        self.keep()
+        self.looked = time.perf_counter()
+        took_s = self.looked - started
+        self.keep_at = self.looked + max(self.task.state_every_s, took_s / STATE_SHARE)

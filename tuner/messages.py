@@ -77,8 +77,8 @@ class TrialTask:
         reading: how to read the dataset.
         limit_s: seconds of a lane after which the trial has failed; None for no limit.
         hang_s: seconds without progress after which the lane is started again.
-        state_every_s: of training after which its state is worth writing; a lost lane costs at
-            most this and what lies between two evaluations.
+        state_every_s: after which its state is written again, later only where writing takes more
+            than a twentieth of the time; a lost lane costs at most this.
     """
 
     id: str

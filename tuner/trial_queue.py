@@ -37,6 +37,7 @@ class _Entry:
     num_attempts: int = 0
     cancelled: bool = False
     ended: bool = False
+    interrupted: bool = False
 
 
 class TrialQueue:
@@ -82,6 +83,7 @@ class TrialQueue:
         """Stop every task, telling those who wait for a message, and take no more trials."""
         self._stop_reason = self._stop_reason or reason
         for entry in self._entries.values():
+            entry.interrupted |= not entry.ended
             self._end(entry, Ended(kind="stopped", reason=reason))
             await self._stop(entry)
 
@@ -167,6 +169,11 @@ class TrialQueue:
         if entry is not None:
             async with entry.changed:
                 await entry.changed.wait_for(lambda: self._is_over(generation, entry))
+
+    async def is_interrupted(self, generation: Generation) -> bool:
+        """Whether the leased task was stopped with all others, and may go on another day."""
+        entry = self._leases.get(generation)
+        return entry is not None and entry.interrupted
 
     async def finish(self, generation: Generation) -> None:
         """Give back the lease: the lane has done all that it will do for its task."""

@@ -17,7 +17,7 @@ from trainables import (
     Workers,
 )
 from trainables.training import Training
-from trainables.training_state import STATE_FILE, TrainingState
+from trainables.training_state import STATE_FILE, Position, TrainingState
 
 Told = list[dict[str, Any]]
 INPUTS = Inputs(vocabulary_sizes=(10, 30), num_numericals=3)
@@ -73,13 +73,13 @@ def finish(training: Training) -> tuple[Told, dict[str, torch.Tensor]]:
     return found, {name: value.clone() for name, value in training.model.state_dict().items()}
 
 
-def interrupt(configuration: TrialConfiguration, directory: Path, after: int) -> None:
-    """Train until so many evaluations, and save the state there."""
+def interrupt(configuration: TrialConfiguration, directory: Path, after: int) -> Told:
+    """Train for so many steps, and save the state there; return the evaluations so far."""
     training = start(configuration)
-    for evaluation in training.evaluations():
-        if evaluation.index == after:
-            training.state().save(directory)
-            return
+    steps = iter(range(1, after + 1))
+    found = [told(one) for one in training.evaluations(lambda: next(steps) == after)]
+    training.state().save(directory)
+    return found
 
 
 @pytest.mark.parametrize(
@@ -92,40 +92,55 @@ def interrupt(configuration: TrialConfiguration, directory: Path, after: int) ->
         ("dnn", {"training.embedding_optimizer": "sparse", "training.folding": "off"}),
     ],
 )
-@pytest.mark.parametrize("after", [1, 4])
+@pytest.mark.parametrize("after", [1, 10, 13])
 def test_it_ends_as_an_uninterrupted_one(
     tmp_path: Path, model: str, changes: dict[str, Any], after: int
 ) -> None:
     configuration = configure(model, epochs=3, evaluate_every=0.4).replace(changes)
     whole, expected = finish(start(configuration))
     assert len(whole) == 6
-    interrupt(configuration, tmp_path, after)
+    begun = interrupt(configuration, tmp_path, after)
     torch.rand(3)  # whatever another trial does to the random state
     training = start(configuration)
     training.restore(TrainingState.load(tmp_path))
     rest, weights = finish(training)
-    assert rest == whole[after:]
+    assert begun + rest == whole
+    assert len(begun) == (after - 1) // 5  # stopped at step 10, it has not been evaluated there
+    assert all(torch.equal(value, weights[name]) for name, value in expected.items())
+
+
+def test_it_goes_on_after_an_evaluation(tmp_path: Path) -> None:
+    configuration = configure(epochs=3)
+    whole, expected = finish(start(configuration))
+    training = start(configuration)
+    next(training.evaluations())
+    training.state().save(tmp_path)
+    training = start(configuration)
+    training.restore(TrainingState.load(tmp_path))
+    rest, weights = finish(training)
+    assert rest == whole[1:]
     assert all(torch.equal(value, weights[name]) for name, value in expected.items())
 
 
 def test_the_seconds_go_on(tmp_path: Path) -> None:
     configuration = configure(epochs=2)
-    interrupt(configuration, tmp_path, 1)
+    interrupt(configuration, tmp_path, 12)
     state = TrainingState.load(tmp_path)
     training = start(configuration)
     training.restore(state)
     (last,) = training.evaluations()
-    assert last.training_s > state.training_s > 0
-    assert last.evaluation_s > state.evaluation_s > 0
+    assert last.training_s > state.position.training_s > 0
+    assert last.evaluation_s > state.position.evaluation_s > 0
 
 
 def test_notes_are_kept(tmp_path: Path) -> None:
     state = start(configure()).state()
-    noted = TrainingState(state.tensors, 0, 1.5, 0.25, {"reports": '["é"]'})
+    position = Position(step=3, num_evaluations=1, training_s=1.5, evaluation_s=0.25)
+    noted = TrainingState(state.tensors, position, {"reports": '["é"]'})
     noted.save(tmp_path)
     found = TrainingState.load(tmp_path)
     assert found.notes == {"reports": '["é"]'}
-    assert (found.step, found.training_s, found.evaluation_s) == (0, 1.5, 0.25)
+    assert found.position == position
 
 
 def test_the_state_of_another_trial_is_refused(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 import faulthandler
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 
 from trainables.workers import Workers
 from tuner.cluster import connected
-from tuner.lane import CANCEL_POLL_S, _CancelPoll, _Limit
+from tuner.lane import POLL_S, STATE_SHARE, _Limit, _Poll, _Seen
 from tuner.lanes import queue_actor
 from tuner.messages import Ended, Generation, TrialTask
 from tuner.watchdog import Watchdog
@@ -34,16 +35,20 @@ class Leased:
 
     queue: ray.actor.ActorHandle
     generation: Generation
+    task: TrialTask
 
     def poll(
         self,
         *,
-        decide: Callable[[Any], tuple[bool, int]] = lambda look: look(),
+        decide: Callable[[Any], _Seen] = lambda look: look(),
         limit_s: float | None = None,
-    ) -> _CancelPoll:
+        state_every_s: float = 3600.0,
+        keep: Callable[[], None] = lambda: None,
+    ) -> _Poll:
+        task = replace(self.task, state_every_s=state_every_s)
         limit = _Limit(limit_s, since=time.perf_counter())
         watchdog = Watchdog(60.0)
-        return _CancelPoll(self.queue, self.generation, "a", limit, watchdog, decide, ALONE)
+        return _Poll(self.queue, self.generation, task, limit, watchdog, decide, ALONE, keep)
 
 
 @pytest.fixture
@@ -60,7 +65,7 @@ def leased(ray_session: None) -> Iterator[Leased]:
     ray.get(queue.submit.remote(task))
     generation = ray.get(queue.join.remote("lane"))
     assert ray.get(queue.take.remote(generation, timeout_s=1.0)) == task
-    yield Leased(queue, generation)
+    yield Leased(queue, generation, task)
     faulthandler.cancel_dump_traceback_later()
 
 
@@ -84,11 +89,10 @@ def test_a_trial_goes_on_until_it_is_cancelled(leased: Leased) -> None:
 def test_quick_steps_look_seldom(leased: Leased) -> None:
     looks = 0
 
-    def decide(look: object) -> tuple[bool, int]:
+    def decide(look: Callable[[], _Seen]) -> _Seen:
         nonlocal looks
         looks += 1
-        found: tuple[bool, int] = look()  # type: ignore[operator]
-        return found
+        return look()
 
     poll = leased.poll(decide=decide)
     for _ in range(10_000):
@@ -98,6 +102,32 @@ def test_quick_steps_look_seldom(leased: Leased) -> None:
 
 def test_slow_steps_are_looked_at_one_by_one(leased: Leased) -> None:
     poll = leased.poll()
-    poll.looked -= 10 * CANCEL_POLL_S  # as if the step had taken so long
+    poll.looked -= 10 * POLL_S  # as if the step had taken so long
     assert not poll()
     assert poll.steps_to_go == 1
+
+
+def test_its_state_is_kept_as_often_as_asked(leased: Leased) -> None:
+    kept: list[float] = []
+    poll = leased.poll(state_every_s=0.5, keep=lambda: kept.append(time.perf_counter()))
+    started = time.perf_counter()
+    while len(kept) < 3:
+        time.sleep(0.01)
+        assert not poll()
+    times = [started, *kept]
+    assert all(after - before >= 0.5 for before, after in pairwise(times))
+
+
+def test_a_state_that_takes_long_is_kept_less_often(leased: Leased) -> None:
+    poll = leased.poll(state_every_s=0.0, keep=lambda: time.sleep(0.2))
+    assert not poll()
+    assert poll.keep_at - poll.looked >= 0.2 / STATE_SHARE
+
+
+def test_a_cancelled_trial_keeps_no_state_between_its_steps(leased: Leased) -> None:
+    kept: list[int] = []
+    poll = leased.poll(state_every_s=0.0, keep=lambda: kept.append(1))
+    ray.get(leased.queue.cancel.remote("a"))
+    ray.get(poll.reference)
+    assert poll()
+    assert kept == []

@@ -89,6 +89,7 @@ class Stepping(nn.Module):
         if self.training and ids.device.type != "meta":
             with self.record.open("a") as lines:
                 lines.write(f"{os.getpid()}\\n")
+            time.sleep(0.05)
             if num_lines(self.record) == self.dies_at:
                 os.kill(os.getpid(), signal.SIGKILL)
         return self.dropout(self.linear(numericals))
@@ -246,37 +247,48 @@ def test_a_worker_that_dies_fails_no_trial_of_its_lane(
 def test_a_lost_trial_goes_on_from_its_last_state_to_the_same_end(
     directory: Path, ray_of_three_cores: None, tiny_dataset: Dataset
 ) -> None:
-    def stepping(name: str, dies_at: int) -> TrialTask:
-        configuration = TrialConfiguration.create(
-            "recorded:Stepping",
-            {"record": str(directory / name), "dies_at": dies_at},
-            training=TrainingSettings(epochs=2, batch_size=256, evaluate_every=0.25),
-        )
-        return replace(
-            task(directory, tiny_dataset, name),
-            configuration=configuration.model_dump(mode="json"),
-            state_every_s=0.0,
-        )
-
     lanes = Lanes(num_lanes=1, workers_per_lane=1, cpus_per_worker=1, gpus_per_worker=0)
     queue, told = queue_actor().remote(), dict[str, list[Report]]()
     storage = str(directory / "train")
     with open_lanes(lanes, queue, job="goes-on", storage_path=storage, on_all_lost=print):
-        for one in (stepping("whole", 0), stepping("broken", 12)):
-            ray.get(queue.submit.remote(one))
-            told[one.id] = [ray.get(queue.next_message.remote(one.id))]
-            while not told[one.id][-1].last:
-                told[one.id].append(ray.get(queue.next_message.remote(one.id)))
+        for name, dies_at in (("whole", 0), ("broken", 12)):
+            one = stepping(directory, tiny_dataset, name, dies_at=dies_at)
+            ray.get(queue.submit.remote(replace(one, state_every_s=0.0)))
+            told[name] = list(reports(queue, name))
     whole, broken = told["whole"], told["broken"]
     assert [(r.index, r.step, r.metrics) for r in broken] == [
         (r.index, r.step, r.metrics) for r in whole
     ]
-    # what was trained after the last evaluation before its death was trained again, nothing else
-    kept = max(report.step for report in whole if report.step < 12)
     assert len(lines(directory, "whole")) == whole[-1].step
-    assert len(lines(directory, "broken")) == 12 + whole[-1].step - kept
+    again = len(lines(directory, "broken")) - whole[-1].step
+    assert 1 <= again < 12  # from the last state on, not from the beginning
     assert len(set(lines(directory, "broken"))) == 2
     assert broken[-1].seconds.training > broken[-2].seconds.training
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_trial_stopped_with_its_job_goes_on_at_that_very_step(
+    directory: Path, ray_of_three_cores: None, tiny_dataset: Dataset
+) -> None:
+    lanes = Lanes(num_lanes=1, workers_per_lane=1, cpus_per_worker=1, gpus_per_worker=0)
+    one = stepping(directory, tiny_dataset, "stopped")
+    for attempt in ("first", "second"):
+        queue, storage = queue_actor().remote(), str(directory / "train" / attempt)
+        with open_lanes(lanes, queue, job=attempt, storage_path=storage, on_all_lost=print):
+            ray.get(queue.submit.remote(one))
+            if attempt == "first":
+                first = ray.get(queue.next_message.remote("stopped"))
+                second = queue.next_message.remote("stopped")  # go on
+                while len(lines(directory, "stopped")) < first.step + 1:
+                    time.sleep(0.01)
+                ray.get(queue.cancel_all.remote("interrupted"))
+                assert ray.get(second) == Ended(kind="stopped", reason="interrupted")
+            else:
+                told = list(reports(queue, "stopped"))
+    assert told[0] == first
+    assert len(lines(directory, "stopped")) == told[-1].step
+    assert len(set(lines(directory, "stopped"))) == 2
 
 
 @pytest.mark.ray
@@ -321,6 +333,25 @@ def test_a_lane_that_hangs_leaves_its_stacks_and_starts_again(
     said = "".join(path.read_text() for path in logs.glob("worker-*.err"))
     assert said.count("Timeout (0:00:03)!") == 3
     assert "in begin" in said
+
+
+def stepping(directory: Path, dataset: Dataset, name: str, *, dies_at: int = 0) -> TrialTask:
+    configuration = TrialConfiguration.create(
+        "recorded:Stepping",
+        {"record": str(directory / name), "dies_at": dies_at},
+        training=TrainingSettings(epochs=2, batch_size=256, evaluate_every=0.25),
+    )
+    return replace(
+        task(directory, dataset, name), configuration=configuration.model_dump(mode="json")
+    )
+
+
+def reports(queue: ray.actor.ActorHandle, name: str) -> Iterator[Report]:
+    last = False
+    while not last:
+        report = ray.get(queue.next_message.remote(name))
+        yield report
+        last = report.last
 
 
 def controller_pid() -> int:

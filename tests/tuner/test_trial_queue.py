@@ -105,6 +105,28 @@ def test_tasks_are_taken_in_their_order_by_whoever_is_free() -> None:
     run(test())
 
 
+def test_what_is_stopped_with_the_job_is_interrupted_and_what_is_cancelled_is_not() -> None:
+    async def test() -> None:
+        queue = TrialQueue()
+        names = ("cancelled", "failed", "ended", "hand")
+        lanes = {name: await join(queue, name) for name in names}
+        for name, lane in lanes.items():
+            await queue.submit(task(name))
+            assert await lane.take() == task(name)
+            assert not await queue.is_interrupted(lane.generation)
+        await queue.cancel("cancelled")
+        await queue.fail(lanes["failed"].generation, "failed", "why")
+        assert not await lanes["ended"].report(1, last=True)
+        await queue.cancel_all("interrupted")
+        await queue.cancel_all("the job has ended")
+        found = {name: await queue.is_interrupted(lane.generation) for name, lane in lanes.items()}
+        assert found == {"cancelled": False, "failed": False, "ended": False, "hand": True}
+        await lanes["hand"].finish()
+        assert not await queue.is_interrupted(lanes["hand"].generation)
+
+    run(test())
+
+
 def test_a_take_gives_up_when_its_time_is_up() -> None:
     async def test() -> None:
         queue = TrialQueue()
