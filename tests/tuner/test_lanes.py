@@ -325,13 +325,13 @@ def test_a_lane_that_hangs_leaves_its_stacks_and_starts_again(
     storage = str(directory / "train")
     with open_lanes(lanes, queue, job="hangs", storage_path=storage, on_all_lost=print):
         for one in hanging:
-            ray.get(queue.submit.remote(replace(one, hang_s=3.0)))
+            ray.get(queue.submit.remote(replace(one, hang_s=8.0)))
         assert isinstance(last_message(queue, "once"), Report)
         reason = "it took down its lane 2 times"
         assert last_message(queue, "always") == Ended(kind="failed", reason=reason)
     assert len(set(lines(directory, "once"))) == 2
     said = "".join(path.read_text() for path in logs.glob("worker-*.err"))
-    assert said.count("Timeout (0:00:03)!") == 3
+    assert said.count("Timeout (0:00:08)!") == 3
     assert "in begin" in said
 
 
