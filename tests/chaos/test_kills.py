@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -262,20 +262,16 @@ def disturb(process: "subprocess.Popen[str]", kill_one: Callable[[], bool], mome
     return said + rest
 
 
-@pytest.fixture
-def no_process_is_left() -> Iterator[Callable[[int], None]]:
-    def check(session: int) -> None:
-        deadline = time.monotonic() + 120  # Ray's agents see after a minute that their raylet died
-        while left := [p for p in psutil.process_iter() if is_of(p, session)]:
-            assert time.monotonic() < deadline, left
-            time.sleep(0.5)
-
-    yield check
+def no_process_is_left(sessions: Sequence[int]) -> None:
+    deadline = time.monotonic() + 120  # Ray's agents see after a minute that their raylet died
+    while left := [p for p in psutil.process_iter() if is_of(p, sessions)]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.5)
 
 
-def is_of(process: psutil.Process, session: int) -> bool:
+def is_of(process: psutil.Process, sessions: Sequence[int]) -> bool:
     try:
-        return os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE
+        return os.getsid(process.pid) in sessions and process.status() != psutil.STATUS_ZOMBIE
     except (OSError, psutil.Error):
         return False
 
@@ -297,7 +293,6 @@ def test_nothing_is_lost_and_nothing_runs_twice(
     undisturbed: Callable[[int], list[Run]],
     server: Callable[[], Server],
     cluster: Callable[[], Cluster],
-    no_process_is_left: Callable[[int], None],
     victim: str,
     number: int,
 ) -> None:
@@ -323,14 +318,15 @@ def test_nothing_is_lost_and_nothing_runs_twice(
 
     said = disturb(process, kill_one, moment)
     assert "Traceback" not in said, said
-    no_process_is_left(process.pid)
+    sessions = [process.pid]
     if process.returncode != 0:
         assert victim in {"queue", "driver"}, said
         assert victim == "driver" or (process.returncode == 1 and "goes on with it" in said), said
         again = place.tune(job)
         said, _ = again.communicate(timeout=TIMEOUT_S)
         assert again.returncode == 0, said
-        no_process_is_left(again.pid)
+        sessions.append(again.pid)
+    no_process_is_left(sessions)
     trials = place.trials(name)
     assert [run.data.tags["pwiser.trial"] for run in trials] == [str(n) for n in range(6)]
     assert {run.info.status for run in place.runs(name)} <= {"FINISHED", "FAILED"}
