@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from trainables.models.bags import Bags
-from trainables.models.folded_input import Features, FoldedInput
+from trainables.models.folded_input import Features, FoldedInput, OneHots
 from trainables.models.inputs import Inputs
 from trainables.models.settings import check_at_least, check_option
 
@@ -198,7 +198,6 @@ class FoldedBlocks:
         starts = [0, *accumulate(self.sizes)]
         offsets = [0, *accumulate(sizes)]
         rows = [row for f in self.fields for row in range(offsets[f], offsets[f + 1])]
-        self.num_indicators = sum(embedding.block_indicators[block] for block in blocks)
         self.starts = torch.tensor(starts[:-1], device=device)
         self.plain_places = torch.tensor(self.plain_fields, dtype=torch.int64, device=device)
         plain_offsets = [offsets[field] for field in self.plain_fields]
@@ -225,7 +224,8 @@ class FoldedBlocks:
         return FoldedInput(
             widths=embedding.block_widths,
             vectors=self._vectors(embedding),
-            indicators_BX=self._indicators(embedding, ids_BF, numericals_BN),
+            one_hots=self._one_hots(ids_BF, numericals_BN.dtype),
+            dense_BX=self._dense(embedding, numericals_BN),
             plain_BY=plain_BY,
         )
 
@@ -244,27 +244,22 @@ class FoldedBlocks:
                 vectors[place] = embedding.direction_NE
         return vectors
 
-    def _indicators(
-        self, embedding: FeatureEmbedding, ids_BF: Tensor, numericals_BN: Tensor
-    ) -> Tensor:
-        kind = numericals_BN.device.type
-        autocast = torch.is_autocast_enabled(kind)
-        dtype = torch.get_autocast_dtype(kind) if autocast else numericals_BN.dtype
-        shape = (len(ids_BF), self.num_indicators)
-        indicators_BX = torch.zeros(shape, dtype=dtype, device=numericals_BN.device)
-        if self.fields:
-            ids = ids_BF.index_select(1, self.folded_columns) if self.plain_fields else ids_BF
-            if self.folded_bags is None:
-                indicators_BX.scatter_(1, ids + self.starts, 1.0)
-            else:  # a mean of vectors is a product with the mean of their indicators
-                weights = self.folded_bags.weights(ids, dtype)
-                indicators_BX.scatter_add_(1, self.folded_bags.rows(ids), weights)
-        if self.numericals:
-            start = sum(self.sizes)
-            indicators_BX[:, start : start + numericals_BN.shape[1]] = numericals_BN
-            if embedding.projection is not None:
-                indicators_BX[:, -1] = 1.0
-        return indicators_BX
+    def _one_hots(self, ids_BF: Tensor, dtype: torch.dtype) -> OneHots | None:
+        if not self.fields:
+            return None
+        ids = ids_BF.index_select(1, self.folded_columns) if self.plain_fields else ids_BF
+        num_rows = sum(self.sizes)
+        if self.folded_bags is None:
+            return OneHots(rows_BC=ids + self.starts, weights_BC=None, num_rows=num_rows)
+        # A mean of vectors is a product with the mean of their indicators.
+        weights_BC = self.folded_bags.weights(ids, dtype)
+        return OneHots(rows_BC=self.folded_bags.rows(ids), weights_BC=weights_BC, num_rows=num_rows)
+
+    def _dense(self, embedding: FeatureEmbedding, numericals_BN: Tensor) -> Tensor:
+        parts = [numericals_BN] if self.numericals else []
+        num_ones = 2 if self.numericals and embedding.projection is not None else 1
+        ones = numericals_BN.new_ones(len(numericals_BN), num_ones)
+        return _as_read(torch.cat([*parts, ones], dim=1))
 
     def _plain(
         self, embedding: FeatureEmbedding, ids_BF: Tensor, numericals_BN: Tensor
