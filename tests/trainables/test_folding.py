@@ -9,6 +9,7 @@ from torch import Tensor
 from trainables.execution import Folding, fold_embeddings
 from trainables.models import MODELS, Inputs
 from trainables.models.embedding import FeatureEmbedding
+from trainables.models.folded_input import OneHots
 
 INPUTS = Inputs(vocabulary_sizes=(7, 30, 3), num_numericals=4)
 NUM_ROWS = 50
@@ -105,6 +106,8 @@ def folded_blocks(
 def test_auto_folds_small_vocabularies_under_wide_embeddings() -> None:
     assert folded_blocks((100,) * 4, 63, 128, "auto") == (0, 1, 2, 3, 4)
     assert folded_blocks((100, 10_000, 40), 63, 128, "auto") == (0, 2, 3)
+    assert folded_blocks((1_000,) * 4, 63, 128, "auto") == (0, 1, 2, 3, 4)  # gathered on a CPU
+    assert folded_blocks((100,) * 4, 63, 32, "auto") == (0, 1, 2, 3)
 
 
 def test_auto_leaves_what_does_not_pay() -> None:
@@ -122,3 +125,18 @@ def test_unknown_block_is_refused() -> None:
     embedding = FeatureEmbedding(INPUTS, 4, "project")
     with pytest.raises(ValueError, match=r"blocks must be within 0 to 3, got \[4\]"):
         embedding.fold([4])
+
+
+@pytest.mark.parametrize("weights", [None, torch.rand(50, 3, dtype=torch.float64)])
+def test_gathering_equals_the_product_with_the_indicators(weights: Tensor | None) -> None:
+    torch.manual_seed(0)
+    rows_BC = torch.randint(6, (50, 3)) + torch.tensor([0, 6, 12])  # rows 18 and 19 are not read
+    folded_VH = torch.randn(20, 7, dtype=torch.float64, requires_grad=True)
+    one_hots = OneHots(rows_BC=rows_BC, weights_BC=weights, num_rows=20)
+    probe_BH = torch.randn(50, 7, dtype=torch.float64)
+    found_BH = one_hots.product(folded_VH)
+    (found,) = torch.autograd.grad((found_BH * probe_BH).sum(), folded_VH)
+    wanted_BH = one_hots._dense(torch.float64) @ folded_VH
+    (wanted,) = torch.autograd.grad((wanted_BH * probe_BH).sum(), folded_VH)
+    torch.testing.assert_close(found_BH, wanted_BH)
+    torch.testing.assert_close(found, wanted)
