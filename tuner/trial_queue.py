@@ -22,19 +22,39 @@ __all__ = ["CLOSED", "TrialQueue"]
 CLOSED = "closed"
 """What `take` answers once no more tasks will come."""
 
-MAX_ATTEMPTS = 2
-"""Lanes that a task may take down before it has failed."""
+MAX_DEATHS_AT_ONE_PLACE = 2
+"""Lanes that a task may take down between the same two evaluations before it has failed."""
+
+MAX_DEATHS = 5
+"""Lanes that a task may take down at all: one that gets on each time may be there by chance."""
 
 
 @dataclass
 class _Entry:
+    """A task.
+
+    Attributes:
+        task: it.
+        messages: for Tune's side.
+        changed: told when a lane's side may go on.
+        num_reported: evaluations that a lane has reported, whichever.
+        num_delivered: of them, those that Tune's side has taken.
+        num_approved: of them, those after which it wants the next one.
+        place: index of the last evaluation that the lane in hand has reported, again or not.
+        deaths: places at which it took down its lane.
+        cancelled: it is to be stopped.
+        ended: nothing more will be said of it.
+        interrupted: it was stopped with all others.
+    """
+
     task: Task
     messages: asyncio.Queue[Report | Ended] = field(default_factory=asyncio.Queue)
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     num_reported: int = 0
     num_delivered: int = 0
     num_approved: int = 0
-    num_attempts: int = 0
+    place: int = 0
+    deaths: list[int] = field(default_factory=list)
     cancelled: bool = False
     ended: bool = False
     interrupted: bool = False
@@ -101,6 +121,7 @@ class TrialQueue:
         generation = self._generations.pop(lane, None)
         entry = None if generation is None else self._leases.pop(generation, None)
         if entry is not None:
+            entry.deaths.append(entry.place)
             self._waiting.appendleft(entry)
             await _notify(entry.changed)
             await _notify(self._changed)
@@ -142,6 +163,7 @@ class TrialQueue:
         entry = self._leases.get(generation)
         if entry is None or entry.ended or entry.cancelled:
             return False
+        entry.place = report.index
         if report.index > entry.num_reported:
             entry.num_reported = report.index
             entry.ended = report.last
@@ -190,9 +212,10 @@ class TrialQueue:
     def _start(self, entry: _Entry) -> bool:
         if entry.ended or entry.cancelled:
             return False
-        entry.num_attempts += 1
-        if entry.num_attempts > MAX_ATTEMPTS:
-            reason = f"it took down its lane {MAX_ATTEMPTS} times"
+        entry.place = 0
+        at_one_place = max(map(entry.deaths.count, entry.deaths), default=0)
+        if at_one_place >= MAX_DEATHS_AT_ONE_PLACE or len(entry.deaths) >= MAX_DEATHS:
+            reason = f"it took down its lane {len(entry.deaths)} times"
             self._end(entry, Ended(kind="failed", reason=reason))
             return False
         return True

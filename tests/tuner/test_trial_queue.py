@@ -6,7 +6,7 @@ from typing import Any
 
 from tuner import trial_queue
 from tuner.messages import Ended, Generation, Report, Task, TestTask, TrialTask
-from tuner.trial_queue import CLOSED, MAX_ATTEMPTS, TrialQueue
+from tuner.trial_queue import CLOSED, MAX_DEATHS, MAX_DEATHS_AT_ONE_PLACE, TrialQueue
 
 SOON_S = 5.0
 """Nothing here takes as long; a test that waits for ever fails by it."""
@@ -328,15 +328,44 @@ def test_workers_of_a_lost_lane_are_handed_nothing() -> None:
     run(test())
 
 
-def test_a_task_that_takes_its_lanes_down_fails() -> None:
+async def die_after(queue: TrialQueue, index: int) -> None:
+    """Have a lane take the task and die once it has reported, or repeated, so many evaluations."""
+    lane = await join(queue)
+    assert await lane.take() == task()
+    for one in range(1, index + 1):
+        assert await lane.report(one)
+    await queue.lose_lane("lane")
+
+
+async def end_of(queue: TrialQueue) -> Ended:
+    """Have Tune's side let the task go on after every evaluation."""
+    while isinstance(message := await queue.next_message("a"), Report):
+        pass
+    return message
+
+
+def test_a_task_that_takes_its_lanes_down_at_one_place_fails() -> None:
     async def test() -> None:
         queue = TrialQueue()
         await queue.submit(task())
-        for _ in range(MAX_ATTEMPTS):
-            assert await (await join(queue)).take() == task()
+        for _ in range(MAX_DEATHS_AT_ONE_PLACE):
+            await die_after(queue, 0)
         assert await (await join(queue)).take() is None
-        message = await ended(queue)
-        assert message == Ended(kind="failed", reason=f"it took down its lane {MAX_ATTEMPTS} times")
+        reason = f"it took down its lane {MAX_DEATHS_AT_ONE_PLACE} times"
+        assert await ended(queue) == Ended(kind="failed", reason=reason)
+
+    run(test())
+
+
+def test_a_task_that_gets_on_between_its_lanes_deaths_has_more_of_them() -> None:
+    async def test() -> None:
+        queue = TrialQueue()
+        await queue.submit(task())
+        end = asyncio.create_task(end_of(queue))
+        for index in range(MAX_DEATHS):
+            await die_after(queue, index)
+        assert await (await join(queue)).take() is None
+        assert await end == Ended(kind="failed", reason=f"it took down its lane {MAX_DEATHS} times")
 
     run(test())
 
