@@ -75,6 +75,8 @@ def connected(*, verbose: bool = False) -> Iterator[None]:
         if address:
             ray.init(address=address, logging_level=level, log_to_driver=verbose)
         else:
+            # what every task did and when, which Ray would keep for a dashboard that is not there
+            os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
             ray.init(
                 address="local",
                 logging_level=level,

@@ -1,7 +1,7 @@
 """SIGKILL of every part of a running job, at random moments: nothing lost, nothing run twice.
 
 Each round runs a job, kills one process of it soon after the first trial has ended and another once
-two more have, gives the same command again until the job is done, and compares with the
+three more have, gives the same command again until the job is done, and compares with the
 undisturbed job: the same trials, each once, with the same parameters, states and metrics; no run
 left open, no process, no training state. `CHAOS_ROUNDS` says how often.
 
@@ -268,7 +268,7 @@ def disturb(
     kills: deque[float],
     kill_one: Callable[["subprocess.Popen[bytes]"], bool],
 ) -> None:
-    """Kill something so many seconds after a trial has ended, something else after two more.
+    """Kill something so many seconds after a trial has ended, something else after three more.
 
     By then those have ended that the first one hit: a trial may be hit by chance, but not at the
     same place twice.
@@ -283,7 +283,7 @@ def disturb(
             while not kill_one(process):
                 assert time.monotonic() < until, "nothing to kill"
                 time.sleep(0.05)
-            due = num_ended(log) + 2
+            due = num_ended(log) + 3
         time.sleep(0.05)
 
 
