@@ -49,7 +49,7 @@ class TrainingState:
     """A trial between two steps.
 
     Attributes:
-        tensors: weights, the optimisers' moments, the random state, what `losses` names.
+        tensors: weights, the optimisers' moments, the random state, the sums of the losses.
         position: where it is.
         notes: texts by name, of whoever keeps the state.
     """

@@ -1,7 +1,7 @@
 """Features to vectors: one embedding table for all categorical fields, numericals beside it.
 
 Shape suffixes: B batch, F id columns (one per categorical field, as many as a bag is long), N
-numericals, G fields of the output, E embedding, D = G * E, X indicators of folded blocks, V rows of
+numericals, G fields of the output, E embedding, D = G * E, X dense indicators, V rows of
 the table that belong to folded blocks.
 """
 
