@@ -54,7 +54,8 @@ def read_schema(path: str | Path) -> Schema:
     try:
         return Schema.model_validate(content)
     except ValidationError as error:
-        raise SchemaError(f"{path}: {_describe(error)}") from error
+        description = " ".join(_describe(error).split())  # a key may have lines of its own
+        raise SchemaError(f"{path}: {description}") from error
 
 
 def _describe(error: ValidationError) -> str:

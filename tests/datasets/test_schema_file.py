@@ -51,6 +51,7 @@ def test_lists_and_mappings_name_fields_and_defaults_hold(tmp_path: Path) -> Non
         (MINIMAL + "numerical: {a: {fill: .inf}}\n", "numerical.a.fill: must be a finite 32-bit"),
         (MINIMAL + "numerical: {a: {fill: 1.0e+39}}\n", "fill: must be a finite 32-bit number"),
         (MINIMAL + "categorical: a\n", "categorical: 'a' is wrong; input should be a valid dict"),
+        (MINIMAL + 'categorical: {"a\\n b": false}\n', "categorical.a b: False is wrong; input"),
         (MINIMAL + "categorical: [109_14]\n", "column 10914 is read as int, .*put it in quotes"),
         (MINIMAL + "categorical: [on]\n", "column True is read as bool, .*put it in quotes"),
         (MINIMAL + "categorical: [a, a]\n", "column 'a' is listed twice; list it once"),
