@@ -396,8 +396,8 @@ class _Poll:
         step_s = max(now - self.looked, 1e-6) / self.stride
         self.looked = now
         done, _ = ray.wait([self.reference], timeout=0)
-        if not done and self.limit.reason is not None:
-            reason = self.limit.reason
+        reason = None if done else self.limit.reason
+        if reason is not None:
             ray.get(self.queue.fail.remote(self.generation, self.task.id, reason))
             done = [self.reference]
         return _Seen(

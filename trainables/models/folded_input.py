@@ -58,41 +58,35 @@ class OneHots:
         return dense_BV.scatter_add_(1, rows_BC, self.weights_BC.to(dtype))
 
     @cached_property
-    def by_row(self) -> tuple[Tensor, Tensor]:
-        """Places in `rows_BC`, flattened, sorted by row, and where each row's begin."""
+    def by_row(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Impressions sorted by the row that they read, where each row's begin, and their weights.
+
+        The same for every layer that reads the input.
+        """
         rows = self.rows_BC.flatten()
         counts_V = torch.bincount(rows, minlength=self.num_rows)
-        return rows.argsort(stable=True), counts_V.cumsum(0) - counts_V
+        places = rows.argsort(stable=True)
+        weights = None if self.weights_BC is None else self.weights_BC.flatten()[places]
+        return places // self.rows_BC.shape[1], counts_V.cumsum(0) - counts_V, weights
 
 
 class _GatheredProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, folded_VH: Tensor, one_hots: OneHots) -> Tensor:
         ctx.one_hots = one_hots  # type: ignore[attr-defined]
-        weights_BC = one_hots.weights_BC
-        return functional.embedding_bag(
-            one_hots.rows_BC,
-            folded_VH,
-            mode="sum",
-            per_sample_weights=None if weights_BC is None else weights_BC.to(folded_VH.dtype),
-        )
+        return _sum_rows(folded_VH, one_hots.rows_BC, None, one_hots.weights_BC)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad_BH: Tensor) -> tuple[Tensor, None]:
         one_hots: OneHots = ctx.one_hots  # type: ignore[attr-defined]
-        places, starts_V = one_hots.by_row
-        weights = None
-        if one_hots.weights_BC is not None:
-            weights = one_hots.weights_BC.flatten()[places].to(grad_BH.dtype)
-        grad_VH = functional.embedding_bag(
-            places // one_hots.rows_BC.shape[1],
-            grad_BH.contiguous(),
-            starts_V,
-            mode="sum",
-            per_sample_weights=weights,
-        )
-        return grad_VH, None
+        return _sum_rows(grad_BH.contiguous(), *one_hots.by_row), None
+
+
+def _sum_rows(table: Tensor, rows: Tensor, starts: Tensor | None, weights: Tensor | None) -> Tensor:
+    """Add up rows of a table, as many as a row of `rows` has, or between two `starts`."""
+    weights = None if weights is None else weights.to(table.dtype)
+    return functional.embedding_bag(rows, table, starts, mode="sum", per_sample_weights=weights)
 
 
 @dataclass(frozen=True, kw_only=True)
