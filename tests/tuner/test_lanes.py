@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,14 @@ import ray
 
 from datasets import Dataset
 from trainables.configuration import TrainingSettings, TrialConfiguration
+from trainables.training_state import TrainingState
 from tuner import lanes as lanes_module
 from tuner.cluster import Lanes
 from tuner.lanes import open_lanes, queue_actor, spread_lanes
 from tuner.messages import Ended, Report, TrialTask
 
 MODELS = """
-import os, pathlib, signal, time
+import os, pathlib, shutil, signal, time
 import torch.distributed as dist
 from torch import nn
 from trainables.models import Inputs
@@ -75,13 +77,14 @@ class Mortal(nn.Module):
         return self.linear(numericals)
 
 class Stepping(nn.Module):
-    '''Writes a line for every step; dies once, before the step `dies_at`.'''
+    '''Writes a line for every step; dies once, in the step `dies_at`, and sets its state aside.'''
 
     num_heads = 2
 
-    def __init__(self, inputs: Inputs, *, record: str = "", dies_at: int = 0) -> None:
+    def __init__(self, inputs: Inputs, *, record: str = "", state: str = "",
+                 dies_at: int = 0) -> None:
         super().__init__()
-        self.record, self.dies_at = pathlib.Path(record), dies_at
+        self.record, self.state, self.dies_at = pathlib.Path(record), state, dies_at
         self.linear = nn.Linear(inputs.num_numericals, 2)
         self.dropout = nn.Dropout(0.2)
 
@@ -91,6 +94,7 @@ class Stepping(nn.Module):
                 lines.write(f"{os.getpid()}\\n")
             time.sleep(0.05)
             if num_lines(self.record) == self.dies_at:
+                shutil.copytree(self.state, f"{self.record}-state")
                 os.kill(os.getpid(), signal.SIGKILL)
         return self.dropout(self.linear(numericals))
 
@@ -139,11 +143,37 @@ def lines(directory: Path, name: str) -> list[str]:
     return (directory / name).read_text().splitlines()
 
 
-def last_message(queue: ray.actor.ActorHandle, name: str) -> Report | Ended:
+@contextmanager
+def one_lane(
+    directory: Path, job: str, *, workers: int = 1, cpus: int = 1
+) -> Iterator[ray.actor.ActorHandle]:
+    """Hold a lane open; give its queue."""
+    lanes = Lanes(num_lanes=1, workers_per_lane=workers, cpus_per_worker=cpus, gpus_per_worker=0)
+    queue, storage = queue_actor().remote(), str(directory / "train")
+    with open_lanes(lanes, queue, job=job, storage_path=storage, on_all_lost=print):
+        yield queue
+
+
+def messages_of(queue: ray.actor.ActorHandle, name: str) -> Iterator[Report | Ended]:
     while True:
         message: Report | Ended = ray.get(queue.next_message.remote(name))
+        yield message
         if isinstance(message, Ended) or message.last:
-            return message
+            return
+
+
+def last_message(queue: ray.actor.ActorHandle, name: str) -> Report | Ended:
+    *_, last = messages_of(queue, name)
+    return last
+
+
+def reports(queue: ray.actor.ActorHandle, name: str) -> list[Report]:
+    """All messages of a trial that comes to its end."""
+    found = []
+    for message in messages_of(queue, name):
+        assert isinstance(message, Report), message
+        found.append(message)
+    return found
 
 
 @pytest.mark.parametrize(
@@ -224,8 +254,7 @@ def test_a_dead_worker_takes_its_own_lane_down_and_no_other_lane_of_its_run(
 def test_a_worker_that_dies_fails_no_trial_of_its_lane(
     directory: Path, ray_of_three_cores: None, tiny_dataset: Dataset, rank: int
 ) -> None:
-    lanes = Lanes(num_lanes=1, workers_per_lane=2, cpus_per_worker=1, gpus_per_worker=0)
-    queue, name = queue_actor().remote(), f"mortal-{rank}"
+    name = f"mortal-{rank}"
     configuration = TrialConfiguration.create(
         "recorded:Mortal",
         {"record": str(directory / name), "rank": rank},
@@ -234,8 +263,7 @@ def test_a_worker_that_dies_fails_no_trial_of_its_lane(
     one = replace(
         task(directory, tiny_dataset, name), configuration=configuration.model_dump(mode="json")
     )
-    storage = str(directory / "train")
-    with open_lanes(lanes, queue, job=name, storage_path=storage, on_all_lost=print):
+    with one_lane(directory, name, workers=2) as queue:
         ray.get(queue.submit.remote(one))
         message = last_message(queue, name)
     assert isinstance(message, Report), message
@@ -247,21 +275,21 @@ def test_a_worker_that_dies_fails_no_trial_of_its_lane(
 def test_a_lost_trial_goes_on_from_its_last_state_to_the_same_end(
     directory: Path, ray_of_three_cores: None, tiny_dataset: Dataset
 ) -> None:
-    lanes = Lanes(num_lanes=1, workers_per_lane=1, cpus_per_worker=1, gpus_per_worker=0)
-    queue, told = queue_actor().remote(), dict[str, list[Report]]()
-    storage = str(directory / "train")
-    with open_lanes(lanes, queue, job="goes-on", storage_path=storage, on_all_lost=print):
+    told = dict[str, list[Report]]()
+    with one_lane(directory, "goes-on") as queue:
         for name, dies_at in (("whole", 0), ("broken", 12)):
             one = stepping(directory, tiny_dataset, name, dies_at=dies_at)
             ray.get(queue.submit.remote(replace(one, state_every_s=0.0)))
-            told[name] = list(reports(queue, name))
+            told[name] = reports(queue, name)
     whole, broken = told["whole"], told["broken"]
     assert [(r.index, r.step, r.metrics) for r in broken] == [
         (r.index, r.step, r.metrics) for r in whole
     ]
     assert len(lines(directory, "whole")) == whole[-1].step
-    again = len(lines(directory, "broken")) - whole[-1].step
-    assert 1 <= again < 12  # from the last state on, not from the beginning
+    # what was trained after the last state before its death was trained again, nothing else
+    kept = TrainingState.load(directory / "broken-state").position.step
+    assert 0 < kept < 12
+    assert len(lines(directory, "broken")) == 12 + whole[-1].step - kept
     assert len(set(lines(directory, "broken"))) == 2
     assert broken[-1].seconds.training > broken[-2].seconds.training
 
@@ -271,21 +299,18 @@ def test_a_lost_trial_goes_on_from_its_last_state_to_the_same_end(
 def test_a_trial_stopped_with_its_job_goes_on_at_that_very_step(
     directory: Path, ray_of_three_cores: None, tiny_dataset: Dataset
 ) -> None:
-    lanes = Lanes(num_lanes=1, workers_per_lane=1, cpus_per_worker=1, gpus_per_worker=0)
     one = stepping(directory, tiny_dataset, "stopped")
-    for attempt in ("first", "second"):
-        queue, storage = queue_actor().remote(), str(directory / "train" / attempt)
-        with open_lanes(lanes, queue, job=attempt, storage_path=storage, on_all_lost=print):
-            ray.get(queue.submit.remote(one))
-            if attempt == "first":
-                first = ray.get(queue.next_message.remote("stopped"))
-                second = queue.next_message.remote("stopped")  # go on
-                while len(lines(directory, "stopped")) < first.step + 1:
-                    time.sleep(0.01)
-                ray.get(queue.cancel_all.remote("interrupted"))
-                assert ray.get(second) == Ended(kind="stopped", reason="interrupted")
-            else:
-                told = list(reports(queue, "stopped"))
+    with one_lane(directory, "stops") as queue:
+        ray.get(queue.submit.remote(one))
+        first = ray.get(queue.next_message.remote("stopped"))
+        second = queue.next_message.remote("stopped")  # go on
+        while len(lines(directory, "stopped")) < first.step + 1:
+            time.sleep(0.01)
+        ray.get(queue.cancel_all.remote("interrupted"))
+        assert ray.get(second) == Ended(kind="stopped", reason="interrupted")
+    with one_lane(directory, "starts-again") as queue:
+        ray.get(queue.submit.remote(one))
+        told = reports(queue, "stopped")
     assert told[0] == first
     assert len(lines(directory, "stopped")) == told[-1].step
     assert len(set(lines(directory, "stopped"))) == 2
@@ -296,12 +321,9 @@ def test_a_trial_stopped_with_its_job_goes_on_at_that_very_step(
 def test_lanes_whose_controller_dies_come_back_in_the_room_that_they_had(
     directory: Path, ray_of_three_cores: None, tiny_dataset: Dataset
 ) -> None:
-    lanes = Lanes(num_lanes=1, workers_per_lane=1, cpus_per_worker=2, gpus_per_worker=0)
-    queue = queue_actor().remote()
     record = directory / "orphan"
     one = task(directory, tiny_dataset, "orphan", other=str(record), other_lines=2)
-    storage = str(directory / "train")
-    with open_lanes(lanes, queue, job="orphan", storage_path=storage, on_all_lost=print):
+    with one_lane(directory, "orphan", cpus=2) as queue:
         ray.get(queue.submit.remote(one))
         while not record.exists():
             time.sleep(0.05)
@@ -315,15 +337,12 @@ def test_lanes_whose_controller_dies_come_back_in_the_room_that_they_had(
 def test_a_lane_that_hangs_leaves_its_stacks_and_starts_again(
     directory: Path, ray_of_three_cores: None, tiny_dataset: Dataset
 ) -> None:
-    lanes = Lanes(num_lanes=1, workers_per_lane=1, cpus_per_worker=1, gpus_per_worker=0)
-    queue = queue_actor().remote()
     logs = Path(ray._private.worker._global_node.get_logs_dir_path())
     hanging = [  # for ever at its first start, and for good
         task(directory, tiny_dataset, "once", other=str(directory / "once"), other_lines=2),
         task(directory, tiny_dataset, "always", other=str(directory / "always"), other_lines=9),
     ]
-    storage = str(directory / "train")
-    with open_lanes(lanes, queue, job="hangs", storage_path=storage, on_all_lost=print):
+    with one_lane(directory, "hangs") as queue:
         for one in hanging:
             ray.get(queue.submit.remote(replace(one, hang_s=8.0)))
         assert isinstance(last_message(queue, "once"), Report)
@@ -338,20 +357,16 @@ def test_a_lane_that_hangs_leaves_its_stacks_and_starts_again(
 def stepping(directory: Path, dataset: Dataset, name: str, *, dies_at: int = 0) -> TrialTask:
     configuration = TrialConfiguration.create(
         "recorded:Stepping",
-        {"record": str(directory / name), "dies_at": dies_at},
+        {
+            "record": str(directory / name),
+            "state": str(directory / "states" / name),
+            "dies_at": dies_at,
+        },
         training=TrainingSettings(epochs=2, batch_size=256, evaluate_every=0.25),
     )
     return replace(
         task(directory, dataset, name), configuration=configuration.model_dump(mode="json")
     )
-
-
-def reports(queue: ray.actor.ActorHandle, name: str) -> Iterator[Report]:
-    last = False
-    while not last:
-        report = ray.get(queue.next_message.remote(name))
-        yield report
-        last = report.last
 
 
 def controller_pid() -> int:
