@@ -89,3 +89,17 @@ def _name(process: psutil.Process) -> str:
         return command[0].removeprefix("ray::").partition("(")[0].partition(".")[0]
     scripts = [part for part in command[1:4] if part.endswith(".py")]
     return (scripts or command)[0].rpartition("/")[2]
+
+
+def parts(driver: psutil.Process, title: str) -> list[psutil.Process]:
+    """List a driver's processes whose title begins so; the driver itself where there is none."""
+    if not title:
+        return [driver]
+    found = []
+    for child in driver.children(recursive=True):
+        try:
+            if child.cmdline()[:1] and child.cmdline()[0].startswith(title):
+                found.append(child)
+        except psutil.Error:
+            continue
+    return found

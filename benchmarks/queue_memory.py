@@ -12,6 +12,7 @@ import json
 
 import psutil
 import ray
+from process_memory import parts
 from run_header import run_header
 
 from tuner.cluster import connected
@@ -63,11 +64,7 @@ def main() -> None:
     with connected():
         queue = queue_actor().remote()
         generation = ray.get(queue.join.remote("lane"))
-        (actor,) = (
-            child
-            for child in psutil.Process().children(recursive=True)
-            if child.cmdline()[:1] and child.cmdline()[0].startswith("ray::TrialQueue")
-        )
+        (actor,) = parts(psutil.Process(), "ray::TrialQueue")
         for number in range(arguments.trials):
             run_trial(queue, generation, number)
             if (number + 1) % EVERY == 0:

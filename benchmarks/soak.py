@@ -28,6 +28,7 @@ from typing import Any
 import psutil
 import yaml
 from mlflow.tracking import MlflowClient
+from process_memory import parts
 from run_header import run_header
 
 from datasets.sources.synthetic import synthesize
@@ -109,20 +110,6 @@ def watch(
             beside(psutil.Process(process.pid))
         except psutil.Error:
             continue
-
-
-def parts(driver: psutil.Process, title: str) -> list[psutil.Process]:
-    """List a job's processes of one kind; the driver itself where there is no title."""
-    if not title:
-        return [driver]
-    found = []
-    for child in driver.children(recursive=True):
-        try:
-            if child.cmdline()[:1] and child.cmdline()[0].startswith(title):
-                found.append(child)
-        except psutil.Error:
-            continue
-    return found
 
 
 class Memory:
