@@ -1,9 +1,10 @@
 """Is a study's winner better than plain BCE: the comparison over fresh seeds, and its verdict.
 
-Winner and baseline are trained again with the same seeds (replicates); the differences of their
-test metrics, pair by pair, give Student's t interval at 95% (W. S. Gosset, "The probable error of a
-mean", Biometrika 1908). It covers what the initial weights and the order of the data change, not
-which rows the test split happens to hold.
+The winner is trained again with fresh seeds, and with the same ones its baseline, which is the
+winner with alpha 0 (`tuner.replicates`); the differences of their test metrics, pair by pair, give
+Student's t interval at 95% (W. S. Gosset, "The probable error of a mean", Biometrika 1908). It
+covers what the initial weights and the order of the data change, not which rows the test split
+happens to hold.
 """
 
 import math
@@ -59,8 +60,8 @@ class Evidence(BaseModel):
 
     Attributes:
         model: of the study.
-        winner: number of the trial that was repeated; 0 where the baseline itself has won.
-        loss: alpha, m1 and m2 of the winner, and its gate.
+        winner: number of the trial that was repeated.
+        loss: alpha, m1 and m2 of the winner, and its gate; with alpha 0 plain BCE has won.
         seeds: that both were trained with.
         objective: winner against baseline by what the search maximised; decides the verdict.
         metrics: the same for each metric that is defined for all seeds.
@@ -132,10 +133,11 @@ def weigh(
 
     Args:
         model: of the study.
-        winner: number of its trial; 0 for the baseline.
+        winner: number of its trial.
         loss: the winner's.
         objectives: of the search; the mean of all of them is compared.
-        baselines: test metrics of the baseline by seed; those of seeds that failed are not there.
+        baselines: test metrics of the winner with alpha 0 by seed; those of seeds that failed are
+            not there.
         winners: the same of the winner.
 
     Returns:

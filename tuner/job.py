@@ -71,8 +71,8 @@ class SearchSettings(Settings):
     replicates: int = Field(
         5,
         ge=0,
-        description="fresh seeds that each study's winner and baseline are trained again with, "
-        "for the evidence; 0 for none",
+        description="fresh seeds that each study's winner is trained again with, with its loss and "
+        "with plain BCE, for the evidence; 0 for none",
     )
     objective: Objective | tuple[Objective, ...] = Field(
         "mean_auc", description="validation metric to maximise; a list makes a Pareto study"

@@ -11,7 +11,7 @@ class StudyProgress(BaseModel):
     Attributes:
         trials: that there will be.
         done: that have ended for good; stopped ones will run again.
-        replicates: of its winner and its baseline that have ended; they follow the search.
+        replicates: of its winner that have ended; they follow the search.
         running: that a lane has, or that wait for one.
         best: the highest score of an evaluation so far, in the order of the job's objective.
         best_trial: its trial's number.

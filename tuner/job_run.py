@@ -197,7 +197,7 @@ class JobRun:
         told: "_Told",
         console: Console,
     ) -> None:
-        """Repeat winners and baselines for the evidence, as far as the budget allows."""
+        """Repeat winners for the evidence, as far as the budget allows."""
         planned = plan_replicates(search.searches, self._job.search.replicates)
         missing = [one for one in planned if one.id not in self._ended_replicates]
         if missing and search.stop_reason is None:
@@ -212,7 +212,7 @@ class JobRun:
         done = {TrialState.COMPLETE, TrialState.FAILED}
         if any(replicate.state not in done for replicate in missing):
             console.print(
-                f"{search.stop_reason}: winners and baselines were not repeated with all seeds; "
+                f"{search.stop_reason}: the winners were not repeated with all seeds; "
                 "the same command with a longer budget.hours goes on",
                 soft_wrap=True,
                 highlight=False,

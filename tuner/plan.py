@@ -49,7 +49,7 @@ class StudyPlan(BaseModel):
     """One study.
 
     Attributes:
-        replicates: trainings of its winner and its baseline with fresh seeds, after the search.
+        replicates: trainings of its winner, with its loss and with plain BCE, after the search.
         parameters: weights of its model.
         steps: of one trial that is not pruned.
         trial_s: seconds of one trial that is not pruned, on one lane.

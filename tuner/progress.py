@@ -157,7 +157,7 @@ class ReplicateProgress:
         self._bar.advance(self._task)
         if self._console.is_terminal:
             return
-        name = "baseline" if replicate.baseline else f"trial {replicate.number}"
+        name = f"trial {replicate.number}{' with plain BCE' if replicate.plain else ''}"
         shown = " ".join(
             f"{metric} {value:.4f}"
             for metric, value in replicate.test_metrics.items()

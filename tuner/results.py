@@ -20,6 +20,7 @@ __all__ = [
     "JOB_FILE",
     "METRICS",
     "OBJECTIVES_TAG",
+    "PLAIN_TAG",
     "WINNER_TRIAL_TAG",
     "BaselineResult",
     "DatasetResult",
@@ -43,6 +44,8 @@ WINNER_TAG = "pwiser.winner"
 CHECKPOINT_TAG = "pwiser.checkpoint"
 OBJECTIVES_TAG = "pwiser.objectives"
 """Of a study's run: what its search maximises."""
+PLAIN_TAG = "pwiser.plain"
+"""Of a replicate's run: whether it is trained with plain BCE in place of the winner's loss."""
 WINNER_TRIAL_TAG = "pwiser.winner_trial"
 """Of a study's run: the number of its best trial, once it has ended."""
 
@@ -179,27 +182,29 @@ def read_evidence(client: MlflowClient, job: str) -> dict[str, dict[str, Evidenc
         JobNotFoundError: if the job is unknown.
     """
     experiment_id = find_experiment(client, job).experiment_id
-    replicates: dict[str, dict[int, list[Run]]] = defaultdict(lambda: defaultdict(list))
+    replicates: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for run in search_all(client, experiment_id, "replicate"):
         tags = run.data.tags
         if tags.get("pwiser.state") == "complete":
-            replicates[tags["pwiser.study"]][int(tags["pwiser.trial"])].append(run)
+            replicates[tags["pwiser.study"], tags["pwiser.trial"]].append(run)
     evidence: dict[str, dict[str, Evidence]] = defaultdict(dict)
     studies = search_all(client, experiment_id, "study")
     for study in sorted(studies, key=lambda run: run.info.start_time):
         tags = study.data.tags
-        winner = int(tags.get(WINNER_TRIAL_TAG, 0))
-        runs = replicates[tags["pwiser.study"]]
-        if not runs[winner]:
+        winner = tags.get(WINNER_TRIAL_TAG, "0")
+        runs = replicates[tags["pwiser.study"], winner]
+        plain = [run for run in runs if run.data.tags.get(PLAIN_TAG) == "true"]
+        own = [run for run in runs if run not in plain]
+        if not own:
             continue
-        loss = json.loads(runs[winner][0].data.tags["pwiser.configuration"])["loss"]
+        loss = json.loads(own[0].data.tags["pwiser.configuration"])["loss"]
         found = weigh(
             model=tags["pwiser.model"],
-            winner=winner,
+            winner=int(winner),
             loss=loss,
             objectives=objectives_of(study),
-            baselines=_test_metrics(runs[0]),
-            winners=_test_metrics(runs[winner]),
+            baselines=_test_metrics(plain if loss["alpha"] else own),
+            winners=_test_metrics(own),
         )
         if found is not None:
             evidence[tags[DATASET_TAG]][tags["pwiser.model"]] = found

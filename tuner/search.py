@@ -14,9 +14,10 @@ from tuner.messages import Seconds
 from tuner.space import PAPER_POINT
 from tuner.study import PastTrial, Study, Trial, TrialState
 
-__all__ = ["StudySearch"]
+__all__ = ["BASELINE_POINT", "StudySearch"]
 
 BASELINE_POINT = {"loss.alpha": 0.0}
+"""Plain BCE, whatever the rest."""
 
 SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
     "tpe": lambda seed: TPESampler(seed=seed),

@@ -54,11 +54,11 @@ EVIDENCE_HEADINGS = ("CTR AUC", "CTCVR AUC", "objective")
 
 
 def _evidence_rows(result: DatasetResult) -> list[tuple[str, ...]]:
-    """Per study its baseline, its winner, and their difference with its verdict."""
+    """Per study its winner with plain BCE and with PWiseR, and the difference with its verdict."""
     rows = []
     for model, evidence in result.evidence.items():
         found = [*map(evidence.metrics.get, ("ctr_auc", "ctcvr_auc")), evidence.objective]
-        name = "PWiseR" if evidence.winner else "BCE (won)"
+        name = "PWiseR" if evidence.loss["alpha"] else "BCE (won)"
         rows += [
             (model, "BCE", *(_spread(c.baseline, c.baseline_sd) if c else "-" for c in found)),
             (model, name, *(_spread(c.winner, c.winner_sd) if c else "-" for c in found)),

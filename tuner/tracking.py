@@ -30,6 +30,7 @@ from tuner.results import (
     DATASET_TAG,
     JOB_FILE,
     OBJECTIVES_TAG,
+    PLAIN_TAG,
     WINNER_TRIAL_TAG,
 )
 from tuner.search import StudySearch
@@ -172,6 +173,7 @@ class Tracker:
         }
         if isinstance(trial, Replicate):
             tags["pwiser.seed"] = str(trial.seed)
+            tags[PLAIN_TAG] = str(trial.plain).lower()
         params = {path.removeprefix("loss."): str(value) for path, value in _params(trial).items()}
         name, study = _run_name(trial), trial.study
         self._start(study, trial.id, name, tags, parent=study.name, params=params)
@@ -303,14 +305,16 @@ def _now() -> int:
 
 
 def _run_name(trial: Trial) -> str:
-    seed = f" seed {trial.seed}" if isinstance(trial, Replicate) else ""
+    again = ""
+    if isinstance(trial, Replicate):
+        again = f"{' plain BCE' if trial.plain else ''} seed {trial.seed}"
     if trial.baseline:
-        return f"{trial.study.name} baseline{seed}"
+        return f"{trial.study.name} baseline{again}"
     values = (
         f"{path.rpartition('.')[2]}={value:.4g}" if isinstance(value, float) else f"{path}={value}"
         for path, value in trial.params.items()
     )
-    return f"{trial.study.name} {' '.join(values)}{seed}"
+    return f"{trial.study.name} {' '.join(values)}{again}"
 
 
 def _params(trial: Trial) -> dict[str, Any]:

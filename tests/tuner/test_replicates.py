@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -12,15 +13,28 @@ from tuner.replicates import plan_replicates
 from tuner.search import StudySearch
 from tuner.study import Study
 
+RATES = {"training.learning_rate": {"values": [3e-3, 1e-2]}}
+SPACE = {"loss.alpha": {"low": 0.1, "high": 1.0}, **RATES}
 
-def searched(*values: float | None, seed: int = 0, models: tuple[str, ...] = ("dnn",)) -> JobSearch:
+
+def searched(
+    *values: float | None,
+    seed: int = 0,
+    models: tuple[str, ...] = ("dnn",),
+    space: dict[str, Any] = SPACE,
+) -> JobSearch:
     """Search every model with trials of these scores; None for a trial that fails."""
     job = Job.model_validate(
         {
             "name": "job",
             "datasets": ["us"],
             "models": models,
-            "search": {"trials": len(values), "sampler": "random", "pruner": "none"},
+            "search": {
+                "trials": len(values),
+                "sampler": "random",
+                "pruner": "none",
+                "space": space,
+            },
             "training": {"seed": seed},
         }
     )
@@ -39,27 +53,39 @@ def searched(*values: float | None, seed: int = 0, models: tuple[str, ...] = ("d
     return search
 
 
-def test_winner_and_baseline_are_repeated_with_the_same_seeds_in_pairs() -> None:
+def test_winners_are_repeated_with_the_same_seeds_in_pairs_that_differ_in_alpha_alone() -> None:
     search = searched(0.6, 0.7, 0.9, seed=10, models=("dnn", "mmoe"))
     found = plan_replicates(search.searches, 2)
     assert [replicate.id for replicate in found] == [
-        f"us/{model}/{number}/seed-{seed}"
+        f"us/{model}/2/{loss}seed-{seed}"
         for model in ("dnn", "mmoe")
         for seed in (11, 12)
-        for number in (0, 2)
+        for loss in ("plain/", "")
     ]
     assert len({replicate.directory for replicate in found}) == len(found)
     for replicate in found:
         repeated = f"{replicate.study.name}/{replicate.number}"
         trial = next(trial for trial in search.trials if trial.id == repeated)
-        seeded = trial.configuration.replace({"training.seed": replicate.seed})
-        assert replicate.configuration == seeded
+        assert trial.configuration.loss.alpha > 0
+        assert trial.params["training.learning_rate"] != 1e-3  # the job file's own, the baseline's
+        changes = {"training.seed": replicate.seed} | (
+            {"loss.alpha": 0.0} if replicate.plain else {}
+        )
+        assert replicate.configuration == trial.configuration.replace(changes)
         assert (replicate.params, replicate.best) == (trial.params, None)
 
 
-def test_a_baseline_that_wins_has_nothing_beside_it() -> None:
-    found = plan_replicates(searched(0.9, 0.7).searches, 3)
-    assert [replicate.number for replicate in found] == [0, 0, 0]
+@pytest.mark.parametrize(
+    ("values", "number"),
+    [((0.9, 0.7, 0.6), 0), ((0.6, 0.7, 0.9), 2)],
+    ids=["the baseline", "a later trial that drew alpha 0"],
+)
+def test_a_winner_with_plain_bce_has_nothing_beside_it(
+    values: tuple[float, ...], number: int
+) -> None:
+    space = {"loss.alpha": {"values": [0.0]}, **RATES}
+    found = plan_replicates(searched(*values, space=space).searches, 3)
+    assert [(replicate.number, replicate.plain) for replicate in found] == [(number, False)] * 3
 
 
 @pytest.mark.parametrize(

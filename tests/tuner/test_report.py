@@ -77,7 +77,7 @@ def log_job(client: MlflowClient, directory: Path, dataset: Dataset, job: Job) -
     found.close()
     for replicate in plan_replicates(searches, 2 if job.search.replicates else 0):
         tracker.replicate_started(replicate)
-        value = 0.6 + 0.01 * replicate.number + 0.02 * replicate.seed
+        value = 0.6 + (0.0 if replicate.plain else 0.05) + 0.02 * replicate.seed
         one_head = {"ctcvr_logloss": None} if replicate.study.model == "dnn" else {}
         replicate.test_metrics = metrics(value) | one_head
         replicate.state = TrialState.COMPLETE

@@ -51,7 +51,9 @@ def test_the_evidence_stands_per_study_with_its_verdict(results: JobResult) -> N
         winners={1: metrics(0.80, 0.6), 2: metrics(0.82, 0.6)},
     )
     assert better is not None
-    same = better.model_copy(update={"winner": 0, "verdict": "no difference shown"})
+    same = better.model_copy(
+        update={"loss": better.loss | {"alpha": 0.0}, "verdict": "no difference shown"}
+    )
     us = results.datasets["us"].model_copy(update={"evidence": {"mmoe": better, "dnn": same}})
     found = JobResult(job="job", datasets={"us": us, "fr": results.datasets["fr"]})
     (table,) = (shown(table) for table in evidence_tables(found))

@@ -392,7 +392,7 @@ def test_a_spent_budget_ends_the_search_with_a_winner(
         budget={"hours": 20 / 3600},
     )
     assert pwiser(monkeypatch, "tune", str(job)) == 0
-    assert "the budget is spent: winners and baselines were not repeated" in capsys.readouterr().out
+    assert "the budget is spent: the winners were not repeated" in capsys.readouterr().out
     assert workshop.runs("budget", "replicate") == []
     trials = workshop.trials("budget")
     assert 2 <= len(trials) < 10_000
@@ -446,6 +446,9 @@ def test_replicates_weigh_the_winner_and_steer_nothing(
     for replicate in replicates:
         configuration = json.loads(replicate.data.tags["pwiser.configuration"])
         assert str(configuration["training"]["seed"]) == replicate.data.tags["pwiser.seed"]
+        assert (configuration["loss"]["alpha"] == 0) == (
+            replicate.data.tags["pwiser.plain"] == "true"
+        )
         assert replicate.info.status == "FINISHED"
         assert replicate.data.metrics["test/ctr_auc"] > 0.5
     assert not list(workshop.directory.glob("storage/weighed/*/shop/*/*-seed-*"))
@@ -455,7 +458,7 @@ def test_replicates_weigh_the_winner_and_steer_nothing(
     for model, found in evidence.items():
         pairs = {
             seed: {
-                run.data.tags["pwiser.baseline"]: run.data.metrics["test/ctr_auc"]
+                run.data.tags["pwiser.plain"]: run.data.metrics["test/ctr_auc"]
                 for run in replicates
                 if (run.data.tags["pwiser.model"], run.data.tags["pwiser.seed"]) == (model, seed)
             }
