@@ -112,6 +112,11 @@ class Training:
         self._stops = _evaluation_steps(self._stepper.steps_per_epoch, configuration.training)
         self._position = Position()
 
+    @property
+    def worked_s(self) -> float:
+        """Seconds of training and evaluation since the trial began, on whatever lanes."""
+        return self._position.training_s + self._position.evaluation_s
+
     def state(self) -> TrainingState:
         """Copy all that is needed to go on from here: between two steps, on all workers alike."""
         stepper = self._stepper

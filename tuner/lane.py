@@ -104,7 +104,8 @@ class _Lane:
         self.generation: Generation = self._decide(lambda: ray.get(queue.join.remote(name)))
         self.nodes = self._gather_nodes()
         self.loaded: _LoadedDataset | None = None
-        self.free_since: float | None = None  # the wait for the first task is the job's start-up
+        # When the last task was done; the wait for the first one is the job's start-up.
+        self.free_since: float | None = None
 
     def serve(self) -> None:
         while True:
@@ -130,7 +131,9 @@ class _Lane:
                 self._train(task)
             else:
                 self._test(task)
+                self.free_since = time.perf_counter()
         except Exception as error:
+            self.free_since = time.perf_counter()
             if _is_peers(error):  # the lane is lost, and its trial goes on elsewhere
                 raise
             logger.exception("trial %s failed", task.id)
@@ -161,7 +164,7 @@ class _Lane:
             self.queue,
             self.generation,
             task,
-            _Limit(task.limit_s, lane_since),
+            _Limit(task.limit_s, started - before.setup - training.worked_s),
             self.watchdog,
             self._decide,
             self.workers,
@@ -183,6 +186,8 @@ class _Lane:
             self.free_since = now
             if not self._report(reports[-1]):
                 break
+        if poll.cancelled:
+            self.free_since = time.perf_counter()
         if self._decide(lambda: bool(ray.get(self.queue.is_interrupted.remote(self.generation)))):
             keep()
 
@@ -327,7 +332,7 @@ def _score(report: Report, task: TrialTask) -> float:
 
 @dataclass(frozen=True)
 class _Limit:
-    """How many seconds a trial may hold its lane, from `since` on (time.perf_counter)."""
+    """How many seconds a trial may hold its lanes, from `since` on (time.perf_counter)."""
 
     seconds: float | None
     since: float
@@ -376,6 +381,7 @@ class _Poll:
         self.decide = decide
         self.keep = keep
         self.reference = queue.wait_cancelled.remote(generation) if workers.rank == 0 else None
+        self.cancelled = False
         self.steps_to_go = self.stride = 1
         self.looked = time.perf_counter()
         self.keep_at = self.looked + task.state_every_s
@@ -389,6 +395,7 @@ class _Poll:
         self.steps_to_go = self.stride = seen.stride
         if seen.keep:
             self._keep()
+        self.cancelled = seen.cancelled
         return seen.cancelled
 
     def _look(self) -> _Seen:

@@ -272,6 +272,31 @@ def test_a_worker_that_dies_fails_no_trial_of_its_lane(
 
 @pytest.mark.ray
 @pytest.mark.slow
+def test_a_trial_beyond_its_limit_leaves_the_next_one_all_of_its_own_time(
+    directory: Path, ray_of_three_cores: None, tiny_dataset: Dataset
+) -> None:
+    limit_s = 8.0
+    with one_lane(directory, "limit") as queue:
+        first = task(directory, tiny_dataset, "before-limit")
+        ray.get(queue.submit.remote(first))
+        assert reports(queue, first.id)[-1].last
+        for name, other_lines in (("beyond-limit", 1), ("after-limit", 0)):  # the first one waits
+            waits = {"other": str(directory / "nobody"), "other_lines": other_lines}
+            ray.get(
+                queue.submit.remote(
+                    replace(task(directory, tiny_dataset, name, **waits), limit_s=limit_s)
+                )
+            )
+        time.sleep(limit_s + 1)
+        (directory / "nobody").write_text("go on")
+        failed = last_message(queue, "beyond-limit")
+        assert isinstance(failed, Ended)
+        assert "it took longer than budget.trial_hours" in failed.reason
+        assert reports(queue, "after-limit")[-1].last
+
+
+@pytest.mark.ray
+@pytest.mark.slow
 def test_a_lost_trial_goes_on_from_its_last_state_to_the_same_end(
     directory: Path, ray_of_three_cores: None, tiny_dataset: Dataset
 ) -> None:
