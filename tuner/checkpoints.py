@@ -1,6 +1,7 @@
 """Which checkpoints a job keeps, and the removal of all others while it runs."""
 
 import logging
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Literal
 
@@ -8,8 +9,8 @@ from tuner.errors import StorageError
 from tuner.messages import Report
 from tuner.replicates import Replicate
 from tuner.search import StudySearch
-from tuner.storage import delete, join
-from tuner.study import Trial, TrialState, choose_winner
+from tuner.storage import child_names, delete, join
+from tuner.study import Study, Trial, choose_winner
 
 __all__ = ["CheckpointKeeper", "Keep", "kept_trials"]
 
@@ -41,37 +42,51 @@ class CheckpointKeeper:
     def __init__(self, storage: str, keep: Keep) -> None:
         self._storage = storage
         self._keep = keep
-        self._stored: dict[str, list[Trial]] = {}
+        self._stored: dict[Study, dict[str, Trial]] = defaultdict(dict)
+        self._marked: set[str] = set()
 
-    def restore(self, trials: Iterable[Trial]) -> None:
-        """Take over the checkpoints that an earlier process kept."""
+    def restore(self, trials: Iterable[Trial], marked: Iterable[str] = ()) -> None:
+        """Take over what earlier processes kept, and remove what the last one had no time to.
+
+        Args:
+            trials: of all studies.
+            marked: ids of those that are marked as winners; as long as they are so, they stay.
+        """
+        self._marked = set(marked)
+        ended: dict[Study, list[Trial]] = defaultdict(list)
         for trial in trials:
-            if trial.state.ended and trial.best is not None:
-                self._stored.setdefault(trial.study.name, []).append(trial)
+            if trial.state.final:
+                ended[trial.study].append(trial)
+        for study, found in ended.items():
+            kept = self._kept(found)
+            self._stored[study] = {trial.id: trial for trial in found if trial.id in kept}
+            lost = [trial.directory for trial in found if trial.id not in kept]
+            self._remove_found(study, {*lost, *(trial.state_directory for trial in found)})
 
     def trial_started(self, trial: Trial) -> None:
         """Nothing is stored yet."""
 
     def trial_evaluated(self, trial: Trial, report: Report) -> None:
-        """Remember that the trial has a checkpoint now."""
-        stored = self._stored.setdefault(trial.study.name, [])
-        if trial not in stored:
-            stored.append(trial)
+        """A trial's checkpoint is wanted as long as it runs."""
 
     def trial_ended(self, trial: Trial) -> None:
-        """Remove what has lost for good: a trial that still runs may fail yet, and wins nothing.
+        """Remove what has lost for good.
 
-        The training state of a stopped trial stays: it goes on from there.
+        A trial that still runs may fail yet, and wins nothing. Nor does a stopped one, which goes
+        on from its training state.
         """
-        if trial.state is not TrialState.STOPPED:
+        if trial.state.final:
             _discard(join(self._storage, trial.state_directory))
-        stored = self._stored.get(trial.study.name, [])
-        ended = [other for other in stored if other.state.ended]
-        kept = kept_trials(ended, self._keep)
-        for other in ended:
-            if other not in kept:
-                _discard(join(self._storage, other.directory))
-                stored.remove(other)
+            self._stored[trial.study][trial.id] = trial
+            self._remove_losers(trial.study)
+
+    def winner_marked(self, winner: Trial) -> None:
+        """Remove the checkpoint of an earlier winner of the dataset, if it has lost."""
+        self._marked.add(winner.id)
+        for study, stored in self._stored.items():
+            if study.dataset == winner.study.dataset:
+                self._marked -= stored.keys() - {winner.id}
+                self._remove_losers(study)
 
     def replicate_started(self, replicate: Replicate) -> None:
         """Nothing is stored yet."""
@@ -81,12 +96,30 @@ class CheckpointKeeper:
 
     def replicate_ended(self, replicate: Replicate) -> None:
         """Remove what the test needed; a stopped one goes on from there."""
-        if replicate.state is not TrialState.STOPPED:
+        if replicate.state.final:
             _discard(join(self._storage, replicate.directory))
             _discard(join(self._storage, replicate.state_directory))
 
     def study_ended(self, search: StudySearch) -> None:
         """Every loser is gone by now."""
+
+    def _kept(self, trials: Iterable[Trial]) -> set[str]:
+        return {trial.id for trial in kept_trials(list(trials), self._keep)} | self._marked
+
+    def _remove_losers(self, study: Study) -> None:
+        stored = self._stored[study]
+        for lost in stored.keys() - self._kept(stored.values()):
+            _discard(join(self._storage, stored.pop(lost).directory))
+
+    def _remove_found(self, study: Study, directories: set[str]) -> None:
+        """Remove those of a study's directories that are there."""
+        try:
+            names = child_names(join(self._storage, study.directory))
+        except StorageError as error:
+            logger.warning(error)
+            return
+        for directory in directories & {join(study.directory, name) for name in names}:
+            _discard(join(self._storage, directory))
 
 
 def _discard(uri: str) -> None:

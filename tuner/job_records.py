@@ -44,7 +44,7 @@ def read_progress(client: MlflowClient, job: str) -> JobProgress:
 def _study_progress(parent: Run, trials: list[Run], num_replicates: int) -> StudyProgress:
     tags = parent.data.tags
     states = [_state(run) for run in trials]
-    num_done = sum(state.ended and state is not TrialState.STOPPED for state in states)
+    num_done = sum(state.final for state in states)
     num_trials = int(tags.get(TRIALS_TAG, len(trials)))
     best, best_trial = max(
         ((score, -int(run.data.tags["pwiser.trial"])) for run, score in _scores(trials)),

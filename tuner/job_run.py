@@ -23,14 +23,15 @@ from tuner.lanes import QUEUE_DIED, open_lanes
 from tuner.messages import Ended, Reading, TestTask, TrialTask
 from tuner.outbox import Outbox, outbox_path
 from tuner.progress import Progress, ReplicateProgress
-from tuner.records import RecordWriter
+from tuner.records import RecordWriter, record_id
 from tuner.replicate_run import ReplicateRun
 from tuner.replicates import plan_replicates
+from tuner.results import winners_of
 from tuner.search import StudySearch
 from tuner.stopping import SECONDS_PER_HOUR, StopRequests
 from tuner.stopwatch import Stopwatch
 from tuner.storage import delete, join
-from tuner.study import Trial, TrialState, choose_winner
+from tuner.study import Trial, choose_winner
 from tuner.tracking import Tracker
 from tuner.trial import LaneTrial
 from tuner.tune_adapters import JobScheduler, JobSearcher, keep_credentials
@@ -103,7 +104,11 @@ class JobRun:
         for name, dataset in self._datasets.items():
             save_encoder(dataset, join(self._root, name, ENCODER_DIRECTORY))
         keeper = CheckpointKeeper(self._root, self._job.keep_checkpoints)
-        keeper.restore(trial for search in searches for trial in search.trials)
+        marked = winners_of(self._client, self._experiment_id)
+        keeper.restore(
+            (trial for search in searches for trial in search.trials),
+            marked=filter(None, (record_id(run.data.tags) for run in marked)),
+        )
         with self._open_tracker(requests, console) as tracker:
             for found in searches:
                 dataset = self._datasets[found.study.dataset]
@@ -176,7 +181,7 @@ class JobRun:
             self._check_requests(search, requests)
             with requests.passed_to(stop):
                 try:
-                    self._test_winners(search, queue, told.tracker)
+                    self._test_winners(search, queue, told)
                 except JobFailedError:
                     self._check_requests(search, requests)
                     raise
@@ -209,8 +214,7 @@ class JobRun:
                     observers=[told.tracker, told.keeper, progress],
                 )
                 run.run(missing, num_lanes)
-        done = {TrialState.COMPLETE, TrialState.FAILED}
-        if any(replicate.state not in done for replicate in missing):
+        if not all(replicate.state.final for replicate in missing):
             console.print(
                 f"{search.stop_reason}: the winners were not repeated with all seeds; "
                 "the same command with a longer budget.hours goes on",
@@ -282,9 +286,7 @@ class JobRun:
             hang_s=self._hang_s,
         )
 
-    def _test_winners(
-        self, search: JobSearch, queue: ray.actor.ActorHandle, tracker: Tracker
-    ) -> None:
+    def _test_winners(self, search: JobSearch, queue: ray.actor.ActorHandle, told: "_Told") -> None:
         """Test every dataset that has a winner, then complain of those that have none."""
         missing = []
         for dataset in self._datasets:
@@ -300,8 +302,9 @@ class JobRun:
             for trial in (winner,) if winner is baseline else (winner, baseline):
                 if trial.usable:
                     trial.test_metrics = self._test(trial, queue)
-                    tracker.log_test(trial)
-            tracker.log_winner(winner, baseline)
+                    told.tracker.log_test(trial)
+            told.tracker.log_winner(winner, baseline)
+            told.keeper.winner_marked(winner)
         if missing:
             raise JobFailedError("; ".join(missing))
 
@@ -325,9 +328,7 @@ class JobRun:
 
 
 def _interrupted_line(job: Job, search: JobSearch) -> str:
-    num_ended = sum(
-        trial.state.ended and trial.state is not TrialState.STOPPED for trial in search.trials
-    )
+    num_ended = sum(trial.state.final for trial in search.trials)
     return (
         f"job {job.name!r} was interrupted after {num_ended} trials; "
         "the same command goes on with it, --fresh starts anew"

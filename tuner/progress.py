@@ -172,10 +172,7 @@ class ReplicateProgress:
 
 
 def _num_ended(search: StudySearch) -> int:
-    """Count the trials that have ended for good: stopped ones will run again."""
-    return sum(
-        trial.state.ended and trial.state is not TrialState.STOPPED for trial in search.trials
-    )
+    return sum(trial.state.final for trial in search.trials)
 
 
 def _best(search: StudySearch) -> str:

@@ -120,7 +120,7 @@ def read_ended_replicates(client: MlflowClient, experiment_id: str) -> frozenset
     return frozenset(
         record_id(run.data.tags) or ""
         for run in search_all(client, experiment_id, "replicate")
-        if run.data.tags.get("pwiser.state") in {TrialState.COMPLETE, TrialState.FAILED}
+        if TrialState(run.data.tags.get("pwiser.state", TrialState.RUNNING)).final
     )
 
 
@@ -133,7 +133,7 @@ def _past_trial(client: MlflowClient, run: Run) -> PastTrial:
         number=int(tags["pwiser.trial"]),
         params=json.loads(tags["pwiser.params"]),
         state=state,
-        reports=_reports(client, run) if state.ended else (),
+        reports=_reports(client, run),
         failure=tags.get("pwiser.failure"),
     )
 

@@ -10,7 +10,7 @@ from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvin
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 
 from tuner.job import Job, SearchSettings
-from tuner.messages import Seconds
+from tuner.messages import Report, Seconds
 from tuner.space import PAPER_POINT
 from tuner.study import PastTrial, Study, Trial, TrialState
 
@@ -55,6 +55,7 @@ class StudySearch:
             pruner=_pruner(self.settings),
         )
         self._asked: dict[int, optuna.Trial] = {}
+        self._judged: dict[int, int] = {}
         self._unended: deque[Trial] = deque()
         self._points = [self.space.fixed_point(point) for point in (BASELINE_POINT, PAPER_POINT)]
         self.num_trials = self.settings.trials
@@ -111,6 +112,8 @@ class StudySearch:
             point = self._points[number] if number < len(self._points) else None
             trial = self._propose(point if found is None else found.params)
             if found is None or not found.state.ended:
+                if found is not None:
+                    self._pass(trial, found.reports[:-1])
                 self._unended.append(trial)
                 continue
             for report in found.reports:
@@ -146,13 +149,29 @@ class StudySearch:
         return trial
 
     def should_prune(self, trial: Trial) -> bool:
-        """Tell Optuna of the trial's last evaluation, and ask whether to stop the trial there."""
+        """Tell Optuna of the trial's last evaluation, and ask whether to stop the trial there.
+
+        What it has passed once it has passed for good: a trial that begins again, and by now would
+        be compared with more trials, is not judged there a second time.
+        """
         asked = self._asked.get(trial.number)
         if asked is None or trial.last is None or len(self.settings.objectives) > 1:
             return False
-        value = trial.score_of(trial.last)
-        asked.report(value, trial.last.index)
+        if trial.last.index <= self._judged.get(trial.number, 0):
+            return False
+        self._judged[trial.number] = trial.last.index
+        asked.report(trial.score_of(trial.last), trial.last.index)
         return bool(asked.should_prune())
+
+    def _pass(self, trial: Trial, reports: Sequence[Report]) -> None:
+        """Note which evaluations a trial has passed that will report them once more.
+
+        The last one before its process ended is not among them: nobody knows its verdict.
+        """
+        for report in reports:
+            trial.record(report)
+            self.should_prune(trial)
+        trial.best = trial.last = None
 
     def tell(self, trial: Trial) -> None:
         """Tell Optuna how a trial ended; its value is that of its best evaluation."""

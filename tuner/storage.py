@@ -12,7 +12,16 @@ from datasets import DatasetError
 from datasets.filesystem import Location, locate
 from tuner.errors import StorageError
 
-__all__ = ["absolute_uri", "delete", "download", "exists", "join", "local_path", "upload"]
+__all__ = [
+    "absolute_uri",
+    "child_names",
+    "delete",
+    "download",
+    "exists",
+    "join",
+    "local_path",
+    "upload",
+]
 
 
 _retried = Retrying(
@@ -58,6 +67,20 @@ def exists(uri: str) -> bool:
     except OSError as error:
         raise _unreadable(uri, error) from error
     return found
+
+
+def child_names(uri: str) -> list[str]:
+    """List what lies in a directory; nothing where there is none.
+
+    Raises:
+        StorageError: if it cannot be read, in several tries.
+    """
+    location = _locate(uri)
+    selector = fs.FileSelector(location.path, allow_not_found=True)
+    try:
+        return [info.base_name for info in _retried(location.filesystem.get_file_info, selector)]
+    except OSError as error:
+        raise _unreadable(uri, error) from error
 
 
 def upload(directory: Path, uri: str) -> None:

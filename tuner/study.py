@@ -23,8 +23,13 @@ class TrialState(StrEnum):
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will come of the trial."""
+        """Whether nothing more will come of the trial in this run of the job."""
         return self is not TrialState.RUNNING
+
+    @property
+    def final(self) -> bool:
+        """Whether the trial has ended for good: a stopped one goes on in the job's next run."""
+        return self.ended and self is not TrialState.STOPPED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +134,7 @@ class PastTrial:
 
     Attributes:
         state: `RUNNING` for a trial that has to be run again.
-        reports: its evaluations in order.
+        reports: its evaluations in order; of one that runs again, those of the last time.
     """
 
     number: int

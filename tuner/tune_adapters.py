@@ -55,7 +55,7 @@ class JobSearcher(_Unsaved, Searcher):
         super().__init__()
         self._search = search
         self._make_task = make_task
-        self._cancel_task = cancel_task
+        self.cancel_task = cancel_task
         self.trials: dict[str, Trial] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
@@ -77,7 +77,7 @@ class JobSearcher(_Unsaved, Searcher):
         message = (result or {}).get(REPORT) or (result or {}).get(ENDED)
         if error or message is None:
             # nobody else would take it back: its lane waits for a verdict
-            if not self._cancel_task(trial):
+            if not self.cancel_task(trial):
                 message = Ended(kind="stopped", reason="the queue died")
             elif self._search.restart(trial):
                 return
@@ -108,6 +108,12 @@ class JobScheduler(_Unsaved, FIFOScheduler):
     def on_trial_result(
         self, tune_controller: TuneController, trial: TuneTrial, result: dict[str, Any]
     ) -> str:
-        """Decide after an evaluation whether the trial goes on."""
-        pruned = self._search.evaluated(self._searcher.trials[trial.trial_id], result[REPORT])
-        return str(TrialScheduler.STOP if pruned else TrialScheduler.CONTINUE)
+        """Decide after an evaluation whether the trial goes on; if not, its lane is free at once.
+
+        Its Tune actor may be kept for a later trial, and would tell the lane then, or never.
+        """
+        found = self._searcher.trials[trial.trial_id]
+        if not self._search.evaluated(found, result[REPORT]):
+            return str(TrialScheduler.CONTINUE)
+        self._searcher.cancel_task(found)
+        return str(TrialScheduler.STOP)

@@ -28,7 +28,7 @@ from tuner.lanes import queue_actor
 from tuner.objective import Objective, computable_objectives
 from tuner.outbox import outbox_path
 from tuner.preflight import check_nodes, job_check
-from tuner.records import deliver_leftovers
+from tuner.records import deliver_leftovers, record_id
 from tuner.replicates import plan_replicates
 from tuner.results import JobResult, find_winners, read_results
 from tuner.resume import (
@@ -42,7 +42,7 @@ from tuner.search import StudySearch
 from tuner.stopping import StopRequests
 from tuner.stopwatch import Stopwatch
 from tuner.storage import absolute_uri, join
-from tuner.study import PastTrial, Study
+from tuner.study import PastTrial, Study, choose_winner
 from tuner.tables import evidence_tables, results_tables, time_table
 from tuner.tracking import connect
 from tuner.tracking_store import default_uri
@@ -216,13 +216,21 @@ def _read_past(
 
 
 def _is_finished(client: MlflowClient, job: Job, searches: list[StudySearch], past: _Past) -> bool:
-    """Whether all trials and replicates have ended and every dataset has its winner."""
+    """Whether all trials and replicates have ended and every dataset's winner is marked."""
     if not all(search.ended for search in searches):
         return False
     planned = {found.id for found in plan_replicates(searches, job.search.replicates)}
     if not planned <= past.ended_replicates:
         return False
-    return {search.study.dataset for search in searches} <= find_winners(client, job.name).keys()
+    marked = {
+        dataset: record_id(run.data.tags) for dataset, run in find_winners(client, job.name).items()
+    }
+    for dataset in {search.study.dataset for search in searches}:
+        found = [search for search in searches if search.study.dataset == dataset]
+        winner = choose_winner([trial for search in found for trial in search.trials])
+        if winner is None or winner.id != marked.get(dataset):
+            return False
+    return True
 
 
 def _create_experiment(client: MlflowClient, job: Job, storage: str) -> Experiment:

@@ -113,6 +113,57 @@ def test_a_running_trial_takes_nobodys_place_since_it_may_fail_yet(store: Store)
     assert store.stored == ["mmoe 1"]
 
 
+def test_a_stopped_trial_takes_nobodys_place_either_since_it_goes_on_another_day(
+    store: Store,
+) -> None:
+    best_so_far, leader, loser = (store.start(number) for number in (1, 2, 3))
+    for trial, value in ((best_so_far, 0.8), (leader, 0.9), (loser, 0.7)):
+        store.evaluate(trial, value)
+    store.end(best_so_far)
+    store.end(leader, TrialState.STOPPED)
+    store.end(loser, TrialState.STOPPED)
+    assert store.stored == ["mmoe 1", "mmoe 2", "mmoe 3"]
+
+    # the next process: the leader fails, the loser is no better
+    store.keeper = CheckpointKeeper(str(store.directory), "winners")
+    store.keeper.restore([best_so_far, make(2), make(3)])
+    assert store.stored == ["mmoe 1", "mmoe 2", "mmoe 3"]
+    store.end(make(2), TrialState.FAILED)
+    store.end(make(3, 0.7))
+    assert store.stored == ["mmoe 1"]
+
+
+def test_a_marked_winner_stays_until_another_is_marked(store: Store) -> None:
+    winner = store.start(1)
+    store.evaluate(winner, 0.8)
+    store.end(winner)
+    store.keeper = CheckpointKeeper(str(store.directory), "winners")
+    store.keeper.restore([winner], marked=[winner.id])
+    better = store.start(2)
+    store.evaluate(better, 0.9)
+    store.end(better)
+    assert store.stored == ["mmoe 1", "mmoe 2"]
+    store.keeper.winner_marked(better)
+    assert store.stored == ["mmoe 2"]
+
+
+def test_what_a_killed_process_had_no_time_to_remove_is_removed(store: Store) -> None:
+    loser, winner, running = (store.start(number) for number in (1, 2, 3))
+    for trial, value in ((loser, 0.7), (winner, 0.8), (running, 0.1)):
+        store.evaluate(trial, value)
+        (store.directory / trial.state_directory).mkdir()
+    again = store.directory / f"{winner.directory}-seed-1-state"
+    again.mkdir()  # of a replicate that goes on
+    loser.state = winner.state = TrialState.COMPLETE
+    store.keeper.restore([loser, winner, running])
+    assert sorted(path.name for path in (store.directory / "us/mmoe").iterdir()) == [
+        "trial-0002",
+        "trial-0002-seed-1-state",
+        "trial-0003",
+        "trial-0003-state",
+    ]
+
+
 def test_a_trial_that_ends_before_its_first_evaluation_has_nothing_to_remove(store: Store) -> None:
     store.end(store.start(0), TrialState.STOPPED)
     assert store.stored == []

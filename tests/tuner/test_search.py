@@ -7,7 +7,7 @@ from tuner.job import Job
 from tuner.messages import Report, Seconds
 from tuner.search import StudySearch
 from tuner.space import PAPER_POINT
-from tuner.study import Study, Trial, TrialState
+from tuner.study import PastTrial, Study, Trial, TrialState
 
 ALPHA = {"loss.alpha": {"low": 0.0, "high": 1.0}}
 
@@ -34,6 +34,11 @@ def ask(search: StudySearch) -> Trial:
     trial = search.ask()
     assert trial is not None
     return trial
+
+
+def ask_searched(search: StudySearch) -> Trial:
+    """Ask for the first trial that is neither the baseline nor the paper's point."""
+    return [ask(search) for _ in range(3)][2]
 
 
 def complete(
@@ -219,6 +224,55 @@ def test_a_bad_trial_is_pruned_a_good_one_and_the_baseline_never(pruner: str) ->
     assert search.trials[-1].last.index == 1
     assert not evaluate(search, ask(search), [0.9] * 9)
     assert states_told(search)[-2:] == ["PRUNED", "COMPLETE"]
+
+
+@pytest.mark.parametrize("pruner", ["asha", "median"])
+def test_a_trial_that_goes_on_is_not_judged_where_it_has_passed(pruner: str) -> None:
+    settings = {"sampler": "random", "pruner": pruner, "trials": 20, "space": ALPHA}
+    early = ask_searched(make_search(**settings))
+    passed = tuple(report(value, index) for index, value in enumerate((0.55, 0.6, 0.9), start=1))
+    others = [
+        PastTrial(
+            number=number,
+            params={"loss.alpha": number / 20},
+            state=TrialState.COMPLETE,
+            reports=tuple(report(0.7 + number / 100, index) for index in (1, 2, 3)),
+        )
+        for number in range(3, 12)
+    ]
+    begun = PastTrial(number=2, params=early.params, state=TrialState.RUNNING, reports=passed)
+    search = make_search(**settings)
+    search.restore([begun, *others])
+    trial = next(trial for trial in search._unended if trial.number == 2)
+    assert (trial.best, trial.last) == (None, None)
+    for evaluation in passed[:2]:  # by now each of them is far behind the others
+        trial.record(evaluation)
+        assert not search.should_prune(trial)
+    trial.record(passed[2])
+    assert not search.should_prune(trial)  # the last one is judged, and is ahead of all
+    assert trial.best_score == 0.9
+
+
+def test_the_evaluation_that_a_process_ended_at_is_judged_by_the_next() -> None:
+    settings = {"sampler": "random", "pruner": "asha", "trials": 20, "space": ALPHA}
+    early = ask_searched(make_search(**settings))
+    begun = PastTrial(
+        number=2, params=early.params, state=TrialState.RUNNING, reports=(report(0.1, 1),)
+    )
+    others = [
+        PastTrial(
+            number=number,
+            params={"loss.alpha": number / 20},
+            state=TrialState.COMPLETE,
+            reports=(report(0.7 + number / 100, 1),),
+        )
+        for number in range(3, 12)
+    ]
+    search = make_search(**settings)
+    search.restore([begun, *others])
+    trial = next(trial for trial in search._unended if trial.number == 2)
+    trial.record(report(0.1, 1))
+    assert search.should_prune(trial)
 
 
 def test_without_a_pruner_nothing_is_pruned() -> None:
