@@ -9,7 +9,7 @@ from tuner.errors import StorageError
 from tuner.messages import Report
 from tuner.replicates import Replicate
 from tuner.search import StudySearch
-from tuner.storage import child_names, delete, join
+from tuner.storage import child_names, discard, join
 from tuner.study import Study, Trial, choose_winner
 
 __all__ = ["CheckpointKeeper", "Keep", "kept_trials"]
@@ -76,7 +76,7 @@ class CheckpointKeeper:
         on from its training state.
         """
         if trial.state.final:
-            _discard(join(self._storage, trial.state_directory))
+            discard(join(self._storage, trial.state_directory))
             self._stored[trial.study][trial.id] = trial
             self._remove_losers(trial.study)
 
@@ -97,8 +97,8 @@ class CheckpointKeeper:
     def replicate_ended(self, replicate: Replicate) -> None:
         """Remove what the test needed; a stopped one goes on from there."""
         if replicate.state.final:
-            _discard(join(self._storage, replicate.directory))
-            _discard(join(self._storage, replicate.state_directory))
+            discard(join(self._storage, replicate.directory))
+            discard(join(self._storage, replicate.state_directory))
 
     def study_ended(self, search: StudySearch) -> None:
         """Every loser is gone by now."""
@@ -109,7 +109,7 @@ class CheckpointKeeper:
     def _remove_losers(self, study: Study) -> None:
         stored = self._stored[study]
         for lost in stored.keys() - self._kept(stored.values()):
-            _discard(join(self._storage, stored.pop(lost).directory))
+            discard(join(self._storage, stored.pop(lost).directory))
 
     def _remove_found(self, study: Study, directories: set[str]) -> None:
         """Remove those of a study's directories that are there."""
@@ -119,12 +119,4 @@ class CheckpointKeeper:
             logger.warning(error)
             return
         for directory in directories & {join(study.directory, name) for name in names}:
-            _discard(join(self._storage, directory))
-
-
-def _discard(uri: str) -> None:
-    """Delete what nobody needs; what a storage keeps for now is worth no more than a warning."""
-    try:
-        delete(uri)
-    except StorageError as error:
-        logger.warning(error)
+            discard(join(self._storage, directory))

@@ -186,7 +186,7 @@ class Client:
             JobNotFoundError: if the cluster knows no such job.
         """
         from tuner.job_records import read_progress
-        from tuner.tracking_store import open_existing
+        from tuner.tracking_store import open_existing, tracking_fault
 
         details = self._find(job)
         found = _submitted(details)
@@ -195,8 +195,11 @@ class Client:
             return JobStatus(job=found, progress=read_progress(client, found.name))
         except JobNotFoundError:
             return JobStatus(job=found)
-        except PwiserError as error:
-            return JobStatus(job=found, fault=str(error))
+        except Exception as error:
+            fault = error if isinstance(error, PwiserError) else tracking_fault(error)
+            if fault is None:
+                raise
+            return JobStatus(job=found, fault=str(fault))
 
     def logs(self, job: str, *, follow: bool = False) -> Iterator[str]:
         """Give what a job's driver printed, in pieces; with `follow` until the driver has ended.

@@ -3,6 +3,7 @@
 import tempfile
 from pathlib import Path
 
+from mlflow.entities import Experiment
 from mlflow.tracking import MlflowClient
 from rich.console import Console
 
@@ -10,11 +11,12 @@ from tuner.results import find_experiment
 from tuner.tables import results_markdown
 from tuner.tracking import log_evidence, wait_longer
 
-__all__ = ["describe_job"]
+__all__ = ["describe_job", "is_described", "mark_described"]
 
 FIGURES = ("curves", "history", "landscape")
 """Of a study's report, kept with its run."""
 NOTE_TAG = "mlflow.note.content"
+DESCRIBED_TAG = "pwiser.described"
 
 
 def describe_job(client: MlflowClient, job: str, console: Console) -> None:
@@ -26,8 +28,8 @@ def describe_job(client: MlflowClient, job: str, console: Console) -> None:
 
     wait_longer()
     report = read_report(client, job)
+    experiment_id = find_experiment(client, job).experiment_id
     if report.results is not None:
-        experiment_id = find_experiment(client, job).experiment_id
         client.set_experiment_tag(experiment_id, NOTE_TAG, results_markdown(report.results))
     for study in report.studies:
         if study.evidence is not None:
@@ -40,3 +42,14 @@ def describe_job(client: MlflowClient, job: str, console: Console) -> None:
                 client.log_artifacts(study.run_id, directory, "figures")
             except Exception as error:  # noqa: BLE001 - of any store; the job is done
                 console.print(f"the figures of {study.name} cannot be stored: {error}")
+    mark_described(client, experiment_id, described=True)
+
+
+def is_described(experiment: Experiment) -> bool:
+    """Whether all is said that `describe_job` says; it may have ended on the way."""
+    return bool(experiment.tags.get(DESCRIBED_TAG) == "true")
+
+
+def mark_described(client: MlflowClient, experiment_id: str, *, described: bool) -> None:
+    """Note whether all is said that `describe_job` says."""
+    client.set_experiment_tag(experiment_id, DESCRIBED_TAG, str(described).lower())

@@ -30,7 +30,7 @@ from tuner.results import winners_of
 from tuner.search import StudySearch
 from tuner.stopping import SECONDS_PER_HOUR, StopRequests
 from tuner.stopwatch import Stopwatch
-from tuner.storage import delete, join
+from tuner.storage import discard, join
 from tuner.study import Trial, choose_winner
 from tuner.tracking import Tracker
 from tuner.trial import LaneTrial
@@ -123,7 +123,7 @@ class JobRun:
                 ) from error
             finally:
                 search.close()
-                delete(join(self._root, RAY_DIRECTORY))
+                discard(join(self._root, RAY_DIRECTORY))
 
     @contextmanager
     def _open_tracker(self, requests: StopRequests, console: Console) -> Iterator[Tracker]:
@@ -163,12 +163,19 @@ class JobRun:
             with suppress(RayActorError):  # that it died is told already
                 ray.get(queue.cancel_all.remote(reason))
 
+        def lose(reason: str, num_left: int) -> None:
+            if num_left:
+                line = f"lanes are given up, {num_left} are left: {reason}"
+                console.print(line, soft_wrap=True, highlight=False, markup=False)
+            else:
+                requests.fail(f"no lane is left: {reason}")
+
         with open_lanes(
             lanes,
             queue,
             job=self._job.name,
             storage_path=join(self._root, RAY_DIRECTORY),
-            on_all_lost=requests.fail,
+            on_lost=lose,
         ):
             begun = time.monotonic()
             with (
@@ -187,8 +194,16 @@ class JobRun:
                     raise
             hours_left = self._hours_left(begun)
             with requests.passed_to(stop, hours_left):
-                self._replicate(search, queue, lanes.num_lanes, told, console)
+                num_left = self._replicate(search, queue, lanes.num_lanes, told, console)
             self._check_requests(search, requests)
+            if search.stop_reason is not None:
+                trials_left = sum(one.num_trials - one.num_ended for one in search.searches)
+                console.print(
+                    f"{search.stop_reason}: {trials_left} trials and {num_left} replicates are "
+                    "left; the same command goes on with them",
+                    soft_wrap=True,
+                    highlight=False,
+                )
 
     def _hours_left(self, begun: float) -> float | None:
         hours = self._job.budget.hours
@@ -201,8 +216,8 @@ class JobRun:
         num_lanes: int,
         told: "_Told",
         console: Console,
-    ) -> None:
-        """Repeat winners for the evidence, as far as the budget allows."""
+    ) -> int:
+        """Repeat winners for the evidence, as far as the budget allows; count what is left."""
         planned = plan_replicates(search.searches, self._job.search.replicates)
         missing = [one for one in planned if one.id not in self._ended_replicates]
         if missing and search.stop_reason is None:
@@ -214,13 +229,7 @@ class JobRun:
                     observers=[told.tracker, told.keeper, progress],
                 )
                 run.run(missing, num_lanes)
-        if not all(replicate.state.final for replicate in missing):
-            console.print(
-                f"{search.stop_reason}: the winners were not repeated with all seeds; "
-                "the same command with a longer budget.hours goes on",
-                soft_wrap=True,
-                highlight=False,
-            )
+        return sum(not replicate.state.final for replicate in missing)
 
     def _check_requests(self, search: JobSearch, requests: StopRequests) -> None:
         if requests.interrupted:
@@ -328,7 +337,7 @@ class JobRun:
 
 
 def _interrupted_line(job: Job, search: JobSearch) -> str:
-    num_ended = sum(trial.state.final for trial in search.trials)
+    num_ended = sum(found.num_ended for found in search.searches)
     return (
         f"job {job.name!r} was interrupted after {num_ended} trials; "
         "the same command goes on with it, --fresh starts anew"

@@ -5,6 +5,7 @@ each worker is a replica group of its own, which Ray Train replaces when it dies
 lanes of the run go on. A lane of several workers, which start anew together, has a run to itself.
 """
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,12 +29,15 @@ MAX_RUNS = 4
 """Train runs of one job's lanes of one worker: up to as many lanes, each has a run to itself."""
 
 MAX_RESTARTS = 8
-"""Times that a lane's workers are started again before the lane is given up."""
+"""Times, for each lane of a Train run, that it replaces workers before the run has failed."""
 
 QUEUE_DIED = "the actor of its queue died"
 
 MAX_STARTS = 4
-"""Times that a Train run is started whose controller dies, or gives up on a worker's start."""
+"""Times that a Train run is started whose controller dies, or gives up on a worker's start.
+
+Both begin anew with every task that a lane of the run has finished: faults of days do not add up.
+"""
 
 CLOSE_TIMEOUT_S = 20.0
 """Seconds that the runs have to end; one whose workers were never placed would not end at all."""
@@ -76,7 +80,7 @@ def open_lanes(
     *,
     job: str,
     storage_path: str,
-    on_all_lost: Callable[[str], None],
+    on_lost: Callable[[str, int], None],
 ) -> Iterator[None]:
     """Start the lanes, and end them when the context ends.
 
@@ -88,7 +92,8 @@ def open_lanes(
         queue: the actor of a `TrialQueue`; it ends with the lanes.
         job: for the names of the lanes.
         storage_path: where Ray Train keeps the state of its runs.
-        on_all_lost: called with the reason once no lane is left, from another thread.
+        on_lost: called when lanes are given up, with the reason and the number of those that are
+            left, from another thread.
     """
     names = [f"{job}-lane-{index}" for index in range(lanes.num_lanes)]
     shares = spread_lanes(names, workers_per_lane=lanes.workers_per_lane)
@@ -100,8 +105,7 @@ def open_lanes(
         reason = run.serve(closing)
         if reason is not None:
             lost.append(run)
-            if len(lost) == len(runs):
-                on_all_lost(f"no lane is left: {reason}")
+            on_lost(reason, lanes.num_lanes - sum(len(one.names) for one in lost))
 
     threads = [
         threading.Thread(target=serve, args=(run,), name=run.names[0], daemon=True) for run in runs
@@ -129,8 +133,9 @@ def open_lanes(
 class _Run:
     """A Train run and the lanes that share it.
 
-    Ray Train replaces workers that die once they have started; a run whose controller dies, or in
-    which a worker dies while it starts, is started anew here.
+    Ray Train replaces workers that die once they have started, up to a number; a run whose
+    controller dies, in which a worker dies while it starts, or that had done some work before it
+    came to that number, is started anew here.
     """
 
     def __init__(
@@ -148,7 +153,8 @@ class _Run:
 
     def serve(self, closing: threading.Event) -> str | None:
         """Hold the run open until the queue closes; return why it ended before, if it did."""
-        for start in range(MAX_STARTS):
+        num_finished = num_in_vain = 0
+        for start in itertools.count():
             if start:
                 self.trainer = self._new_trainer(start)
             try:
@@ -159,14 +165,20 @@ class _Run:
                 reason = " ".join(str(error).split())
                 try:
                     ray.get([self._queue.lose_lane.remote(name) for name in self.names])
+                    before, num_finished = num_finished, self._num_finished()
                 except RayActorError:
                     return QUEUE_DIED
-                if not isinstance(error, RayActorError | ControllerError):
+                num_in_vain = 0 if num_finished > before else num_in_vain + 1
+                is_lost = isinstance(error, RayActorError | ControllerError)
+                if num_in_vain >= (MAX_STARTS if is_lost else 1):
                     return reason
                 self.trainer.release()
             else:
                 return None
-        return reason
+        raise AssertionError
+
+    def _num_finished(self) -> int:
+        return sum(ray.get([self._queue.num_finished.remote(name) for name in self.names]))
 
 
 def _trainer(

@@ -65,7 +65,7 @@ class Progress:
         name = "baseline" if trial.baseline else f"trial {trial.number}"
         line = (
             f"{trial.study.name} {name} {trial.state} {value} {_point(trial)} | "
-            f"{_num_ended(search)}/{search.num_trials} done, best {_best(search)}, "
+            f"{search.num_ended}/{search.num_trials} done, best {_best(search)}, "
             f"{clock(self._seconds_left())} left"
         )
         if trial.failure is not None:
@@ -91,7 +91,7 @@ class Progress:
             winner = choose_winner(search.trials)
             table.add_row(
                 search.study.name,
-                f"{_num_ended(search)}/{search.num_trials}",
+                f"{search.num_ended}/{search.num_trials}",
                 str(len(running)),
                 str(states.count(TrialState.PRUNED)),
                 str(states.count(TrialState.FAILED)),
@@ -103,7 +103,7 @@ class Progress:
 
     def _seconds_left(self) -> float | None:
         """Estimate from the trials that ended so far, at the pace of the whole job."""
-        num_ended = sum(_num_ended(search) for search in self._searches)
+        num_ended = sum(search.num_ended for search in self._searches)
         num_left = sum(search.num_trials for search in self._searches) - num_ended
         if num_ended == 0:
             return None
@@ -169,10 +169,6 @@ class ReplicateProgress:
             f"{self._num_ended}/{self._num_replicates} replicates"
         )
         self._console.print(line, soft_wrap=True, highlight=False, markup=False)
-
-
-def _num_ended(search: StudySearch) -> int:
-    return sum(trial.state.final for trial in search.trials)
 
 
 def _best(search: StudySearch) -> str:

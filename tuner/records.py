@@ -47,6 +47,9 @@ RETRY_LONGEST_S = 30.0
 CLOSE_TIMEOUT_S = 60.0
 """Seconds without one record written, at the end of a job, after which the rest stays on disk."""
 
+ARTEFACT_PATIENCE_S = 120.0
+"""Seconds that the store of artefacts may be away."""
+
 CLOSE_POLL_S = 0.1
 LAST_CALL_S = 5.0
 """Seconds that the call in hand has to end before the outbox is left open behind it."""
@@ -115,7 +118,7 @@ class RecordWriter:
         client: of the tracking store.
         experiment_id: of the job's experiment.
         outbox: keeps what is not yet written; what an earlier process left in it comes first.
-        on_refused: called with the reason, from the thread, when the store refuses the user.
+        on_refused: called with the reason, from the thread, when the store refuses the user, or a run.
     """
 
     def __init__(
@@ -199,29 +202,43 @@ class RecordWriter:
 
     def _write_one(self, record: Record) -> bool:
         """Write a record, or find that it never can be; False if it has to wait on disk."""
-        wait_s = RETRY_FIRST_S
+        wait_s, give_up_at = RETRY_FIRST_S, time.monotonic() + ARTEFACT_PATIENCE_S
         while True:
             try:
                 self._deliver(record)
-            except MlflowException as error:
-                status, reason = http_status(error), hide_password(error.message)
-                if status in REFUSALS:
-                    self._refuse(reason)
-                    return False
-                if status < 500 and status not in BUSY_STATUSES:
-                    self._fail(f"tracking: the store refused a record ({reason})")
-                    return True
-                logger.warning("tracking store does not answer, trying again: %s", reason)
-                self._uncertain.add(record.id)  # the run may be there although its answer was lost
-                if self._closing.wait(wait_s):
-                    return False
-                wait_s = min(2 * wait_s, RETRY_LONGEST_S)
-            except Exception as error:
-                logger.exception("tracking")
-                self._fail(f"tracking: an artefact cannot be written ({error})")
-                return True
+            except Exception as error:  # noqa: BLE001 - of a store of artefacts, whatever it is
+                go_on = self._judge(record, error, give_up_at)
             else:
                 return True
+            if go_on is not None:
+                return go_on
+            if self._closing.wait(wait_s):
+                return False
+            wait_s = min(2 * wait_s, RETRY_LONGEST_S)
+
+    def _judge(self, record: Record, error: Exception, give_up_at: float) -> bool | None:
+        """Whether to go on with the next record or leave them all; None to try this one again."""
+        if not isinstance(error, MlflowException):
+            if time.monotonic() < give_up_at:
+                logger.warning("an artefact cannot be written, trying again: %s", error)
+                return None
+            logger.error("tracking", exc_info=error)
+            self._fail(f"tracking: an artefact cannot be written ({error})")
+            return True
+        status, reason = http_status(error), hide_password(error.message)
+        if status in REFUSALS:
+            self._refuse(reason)
+            return False
+        if status < 500 and status not in BUSY_STATUSES:
+            line = f"tracking: the store refused a record ({reason})"
+            self._fail(line)
+            if not isinstance(record, StartRun):
+                return True
+            self._on_refused(line)  # without its run all that follows would be lost
+            return False
+        logger.warning("tracking store does not answer, trying again: %s", reason)
+        self._uncertain.add(record.id)  # the run may be there although its answer was lost
+        return None
 
     def _fail(self, line: str) -> None:
         logger.error(line)

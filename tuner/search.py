@@ -75,6 +75,11 @@ class StudySearch:
         return self.exhausted and all(trial.state.ended for trial in self.trials)
 
     @property
+    def num_ended(self) -> int:
+        """Trials that have ended for good: stopped ones will run again."""
+        return sum(trial.state.final for trial in self.trials)
+
+    @property
     def seconds(self) -> Seconds:
         """Where the lanes' time for this study went, over all of its trials."""
         return sum(

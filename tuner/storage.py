@@ -1,5 +1,6 @@
 """A job's storage: directories of small files on any pyarrow filesystem."""
 
+import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,13 +17,14 @@ __all__ = [
     "absolute_uri",
     "child_names",
     "delete",
+    "discard",
     "download",
     "exists",
     "join",
     "local_path",
     "upload",
 ]
-
+logger = logging.getLogger(__name__)
 
 _retried = Retrying(
     retry=retry_if_exception_type(OSError),
@@ -149,6 +151,14 @@ def delete(uri: str) -> None:
             _retried(location.filesystem.delete_dir, location.path)
     except OSError as error:
         raise StorageError(f"storage: cannot delete {uri} ({error}); check access") from error
+
+
+def discard(uri: str) -> None:
+    """Delete what nobody needs; what a storage keeps for now is worth no more than a warning."""
+    try:
+        delete(uri)
+    except StorageError as error:
+        logger.warning(error)
 
 
 def _unreadable(uri: str, error: OSError) -> StorageError:

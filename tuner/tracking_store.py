@@ -19,6 +19,7 @@ __all__ = [
     "hide_password",
     "http_status",
     "open_existing",
+    "tracking_fault",
 ]
 
 DEFAULT_STORAGE = "pwiser"
@@ -34,6 +35,19 @@ def hide_password(text: str) -> str:
 def http_status(error: "MlflowException") -> int:
     """What an answer of MLflow, from a server or a file, is in HTTP."""
     return int(error.get_http_status_code())  # type: ignore[no-untyped-call]
+
+
+def tracking_fault(error: Exception) -> TrackingError | None:
+    """Say in one line what MLflow raised, as a refusal or a server that went away; None for others.
+
+    MLflow itself is not imported for it.
+    """
+    if not type(error).__module__.startswith("mlflow."):
+        return None
+    reason = hide_password(" ".join(str(error).split()))
+    return TrackingError(
+        f"tracking: the store does not do it ({reason}); check that it is up, and your permissions"
+    )
 
 
 def default_uri(storage: str) -> str:

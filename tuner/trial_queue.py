@@ -12,7 +12,7 @@ worth nothing: it brings no task and no word in a trial (a fencing token, as in 
 """
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 
 from tuner.messages import Ended, Generation, Report, Task, TrialTask
@@ -69,6 +69,7 @@ class TrialQueue:
         self._leases: dict[Generation, _Entry] = {}
         self._generations: dict[str, Generation] = {}
         self._num_generations = 0
+        self._finished: Counter[str] = Counter()
         self._lanes: set[str] = set()
         self._changed = asyncio.Condition()
         self._stop_reason: str | None = None
@@ -110,6 +111,10 @@ class TrialQueue:
     async def num_lanes(self) -> int:
         """Count the lanes that have come up; one that is lost and starts anew stays counted."""
         return len(self._lanes)
+
+    async def num_finished(self, lane: str) -> int:
+        """Count the tasks that a lane's workers have done all for, those that failed too."""
+        return self._finished[lane]
 
     async def close(self) -> None:
         """Let the lanes go home once they have no task."""
@@ -201,6 +206,7 @@ class TrialQueue:
         """Give back the lease: the lane has done all that it will do for its task."""
         entry = self._leases.pop(generation, None)
         if entry is not None:
+            self._finished[generation.lane] += 1
             await self._stop(entry)
 
     def _is_current(self, generation: Generation) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import ray
-from mlflow.entities import Experiment
+from mlflow.entities import Experiment, LifecycleStage
 from mlflow.tracking import MlflowClient
 from rich.console import Console
 
@@ -20,7 +20,7 @@ from tuner.cluster import (
     plan_lanes,
     resource_limits,
 )
-from tuner.description import describe_job
+from tuner.description import describe_job, is_described, mark_described
 from tuner.errors import JobFileError
 from tuner.job import Job
 from tuner.job_run import JobRun
@@ -132,6 +132,7 @@ def run_job(
             experiment = past.experiment or _create_experiment(client, job, storage)
             root = join(storage, job.name, experiment.experiment_id)
             store_job(job, digests, root)
+            mark_described(client, experiment.experiment_id, described=False)
             run = JobRun(
                 job,
                 job_file,
@@ -142,7 +143,7 @@ def run_job(
                 past.ended_replicates,
             )
             run.search_and_test(searches, lanes, queue, requests, console, stopwatch)
-        if not finished or past.delivered:
+        if not finished or past.delivered or not past.described:
             describe_job(client, job.name, console)
         results = read_results(client, job.name)
     console.print(*results_tables(results), *evidence_tables(results))
@@ -157,12 +158,14 @@ class _Past:
 
     Attributes:
         delivered: whether MLflow has got some of it only now.
+        described: whether MLflow says what came out of it.
     """
 
     experiment: Experiment | None = None
     trials: dict[str, list[PastTrial]] = field(default_factory=dict)
     ended_replicates: frozenset[str] = frozenset()
     delivered: bool = False
+    described: bool = False
 
 
 def _start_ray(job: Job, session: ExitStack, *, verbose: bool) -> ray.actor.ActorHandle:
@@ -196,7 +199,7 @@ def _read_past(
     client: MlflowClient, job: Job, digests: dict[str, str], storage: str, *, fresh: bool
 ) -> _Past:
     """Deliver what an earlier process could not, and read what it left, unless all begins anew."""
-    experiment = client.get_experiment_by_name(job.name)
+    experiment = _experiment_of(client, job)
     if experiment is None:
         return _Past()
     experiment_id = experiment.experiment_id
@@ -212,6 +215,7 @@ def _read_past(
         trials=trials,
         ended_replicates=read_ended_replicates(client, experiment_id),
         delivered=delivered,
+        described=is_described(experiment),
     )
 
 
@@ -233,15 +237,33 @@ def _is_finished(client: MlflowClient, job: Job, searches: list[StudySearch], pa
     return True
 
 
+def _experiment_of(client: MlflowClient, job: Job) -> Experiment | None:
+    """The job's experiment, if it has one.
+
+    One that was deleted in the MLflow UI keeps its name, under which nothing can be logged: it is
+    archived, and stays deleted.
+    """
+    found = client.get_experiment_by_name(job.name)
+    if found is None or found.lifecycle_stage == LifecycleStage.ACTIVE:
+        return found
+    client.restore_experiment(found.experiment_id)
+    client.rename_experiment(found.experiment_id, _archive_name(job))
+    client.delete_experiment(found.experiment_id)
+    return None
+
+
+def _archive_name(job: Job) -> str:
+    return f"{job.name}-archived-{datetime.now(UTC):%Y%m%dT%H%M%S}"
+
+
 def _create_experiment(client: MlflowClient, job: Job, storage: str) -> Experiment:
     """Create the job's experiment, archiving one of its name.
 
     Where MLflow runs on a file, artefacts lie in the storage.
     """
-    existing = client.get_experiment_by_name(job.name)
+    existing = _experiment_of(client, job)
     if existing is not None:
-        archived = f"{job.name}-archived-{datetime.now(UTC):%Y%m%dT%H%M%S}"
-        client.rename_experiment(existing.experiment_id, archived)
+        client.rename_experiment(existing.experiment_id, _archive_name(job))
     on_file = str(client.tracking_uri).startswith("sqlite:")
     experiment_id = client.create_experiment(
         job.name,
@@ -252,7 +274,7 @@ def _create_experiment(client: MlflowClient, job: Job, storage: str) -> Experime
 
 
 def _opening_line(job: Job, searches: list[StudySearch]) -> str:
-    num_ended = sum(trial.state.ended for search in searches for trial in search.trials)
+    num_ended = sum(search.num_ended for search in searches)
     num_trials = sum(search.num_trials for search in searches)
     line = f"job {job.name}: {len(searches)} studies, {num_trials} trials"
     if num_ended:

@@ -68,7 +68,7 @@ def main(directory: Path, dataset: str) -> None:
     lanes = Lanes(num_lanes=2, workers_per_lane=1, cpus_per_worker=1, gpus_per_worker=0)
     queue = queue_actor().remote()
     storage = str(directory / "train")
-    with open_lanes(lanes, queue, job="node", storage_path=storage, on_all_lost=print):
+    with open_lanes(lanes, queue, job="node", storage_path=storage, on_lost=print):
         ray.get([queue.submit.remote(task(directory, dataset, name)) for name in NAMES])
         while not all(lines(directory, name) for name in NAMES):
             time.sleep(0.05)

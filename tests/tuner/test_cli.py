@@ -1,6 +1,8 @@
 import json
 import os
 import re
+import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -217,6 +219,21 @@ def test_an_unknown_job_or_dataset_is_told(pwiser: Pwiser, store: str) -> None:
         "storage: /storage/demo/tiny/mmoe/trial-0000 is not there; was it moved or deleted?"
     )
     assert not Path("out").exists()
+
+
+def test_what_a_store_cannot_do_is_told_on_one_line(
+    pwiser: Pwiser, store: str, tmp_path: Path
+) -> None:
+    damaged = tmp_path / "damaged.db"
+    shutil.copy(store.removeprefix("sqlite:///"), damaged)
+    with sqlite3.connect(damaged) as database:
+        database.execute("DROP TABLE latest_metrics")
+    ending = pwiser("best", "demo", "--tracking", f"sqlite:///{damaged}")
+    assert ending.code == 2
+    line = ending.err.splitlines()[-1].removeprefix("pwiser: ")  # below what MLflow has logged
+    assert line.startswith("tracking: the store does not do it (")
+    assert "latest_metrics" in line
+    assert line.endswith("); check that it is up, and your permissions")
 
 
 def test_the_ui_of_a_server_is_the_servers_own(pwiser: Pwiser) -> None:

@@ -150,7 +150,7 @@ def one_lane(
     """Hold a lane open; give its queue."""
     lanes = Lanes(num_lanes=1, workers_per_lane=workers, cpus_per_worker=cpus, gpus_per_worker=0)
     queue, storage = queue_actor().remote(), str(directory / "train")
-    with open_lanes(lanes, queue, job=job, storage_path=storage, on_all_lost=print):
+    with open_lanes(lanes, queue, job=job, storage_path=storage, on_lost=print):
         yield queue
 
 
@@ -213,10 +213,10 @@ def test_a_dead_worker_takes_its_own_lane_down_and_no_other_lane_of_its_run(
 ) -> None:
     monkeypatch.setattr(lanes_module, "MAX_RUNS", 1)
     lanes = Lanes(num_lanes=2, workers_per_lane=1, cpus_per_worker=1, gpus_per_worker=0)
-    queue, lost = queue_actor().remote(), list[str]()
+    queue, lost = queue_actor().remote(), list[tuple[str, int]]()
 
-    def lose_all(reason: str) -> None:
-        lost.append(reason)
+    def lose(reason: str, num_left: int) -> None:
+        lost.append((reason, num_left))
         ray.get(queue.cancel_all.remote(reason))
 
     tasks = [
@@ -229,7 +229,7 @@ def test_a_dead_worker_takes_its_own_lane_down_and_no_other_lane_of_its_run(
         task(directory, tiny_dataset, "after"),
     ]
     with open_lanes(
-        lanes, queue, job="shared", storage_path=str(directory / "train"), on_all_lost=lose_all
+        lanes, queue, job="shared", storage_path=str(directory / "train"), on_lost=lose
     ):
         ray.get([queue.submit.remote(one) for one in tasks])
         messages = {one.id: last_message(queue, one.id) for one in tasks}
@@ -268,6 +268,22 @@ def test_a_worker_that_dies_fails_no_trial_of_its_lane(
         message = last_message(queue, name)
     assert isinstance(message, Report), message
     assert len(lines(directory, name)) == 2
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_deaths_do_not_add_up_while_a_lane_does_its_work(
+    directory: Path,
+    ray_of_three_cores: None,
+    tiny_dataset: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lanes_module, "MAX_RESTARTS", 1)
+    with one_lane(directory, "days") as queue:
+        for day in range(3):  # one death a day
+            for name, deaths in ((f"dies-{day}", 1), (f"works-{day}", 0)):
+                ray.get(queue.submit.remote(task(directory, tiny_dataset, name, deaths=deaths)))
+                assert reports(queue, name)[-1].last
 
 
 @pytest.mark.ray
@@ -413,7 +429,8 @@ lanes_module.CLOSE_TIMEOUT_S = 5.0
 ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
 queue, lost = queue_actor().remote(), []
 lanes = Lanes(num_lanes=2, workers_per_lane=1, cpus_per_worker=2, gpus_per_worker=0)
-with open_lanes(lanes, queue, job="unplaced", storage_path=sys.argv[1], on_all_lost=lost.append):
+def lose(*told): lost.append(told)
+with open_lanes(lanes, queue, job="unplaced", storage_path=sys.argv[1], on_lost=lose):
     while not ray.get(queue.num_lanes.remote()):
         pass
 print("ended", lost)

@@ -1,5 +1,6 @@
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -291,9 +292,23 @@ def test_a_record_that_the_store_refuses_is_told_at_the_end(
     job.tracker.close()
 
 
-def test_an_artefact_that_cannot_be_written_is_told_at_the_end(
+def test_an_artefact_is_written_when_its_store_is_back(
     client: MlflowClient, tmp_path: Path, tiny_dataset: Dataset
 ) -> None:
+    in_the_way = tmp_path / "artifacts"
+    in_the_way.write_text("away")
+    logged = LoggedJob(client, tmp_path, tiny_dataset)
+    time.sleep(1.0)
+    in_the_way.unlink()
+    logged.tracker.close()
+    (study,) = logged.runs("study")
+    assert [found.path for found in client.list_artifacts(study.info.run_id)] == ["job.yaml"]
+
+
+def test_an_artefact_that_cannot_be_written_is_told_at_the_end(
+    client: MlflowClient, tmp_path: Path, tiny_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuner.records, "ARTEFACT_PATIENCE_S", 0.0)
     (tmp_path / "artifacts").write_text("in the way")
     logged = LoggedJob(client, tmp_path, tiny_dataset)
     with pytest.raises(TrackingError, match=r"^tracking: an artefact cannot be written \("):

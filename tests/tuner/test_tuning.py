@@ -267,6 +267,56 @@ def test_a_finished_job_shows_its_results_again_and_trains_nothing(
     assert len(shop_job.trials("shop-job")) == 8
 
 
+def test_a_job_that_ended_before_its_winner_was_marked_and_told_goes_on_there(
+    workshop: Workshop,
+    ray_session: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    search = {"sampler": "random", "trials": 3, "pruner": "none"}
+    job = workshop.write_job(name="cut-short", models=["dnn"], search=search)
+    assert pwiser(monkeypatch, "tune", str(job)) == 0
+    found = best(workshop, "cut-short", capsys)
+    # as if an earlier winner were marked still, and nothing described
+    client = MlflowClient(workshop.tracking)
+    for trial in workshop.trials("cut-short"):
+        marked = trial.info.run_id != found["datasets"]["shop"]["run_id"]
+        client.set_tag(trial.info.run_id, "pwiser.winner", str(marked).lower())
+    (study,) = workshop.runs("cut-short", "study")
+    client.delete_tag(study.info.run_id, "mlflow.note.content")
+    assert pwiser(monkeypatch, "tune", str(job)) == 0
+    assert "3 of which have ended already" in capsys.readouterr().out
+    assert best(workshop, "cut-short", capsys) == found
+    assert len(workshop.trials("cut-short")) == 3
+    # as if it had ended while it was described
+    client.delete_tag(study.info.run_id, "mlflow.note.content")
+    client.set_experiment_tag(study.info.experiment_id, "pwiser.described", "false")
+    assert pwiser(monkeypatch, "tune", str(job)) == 0
+    assert "starting Ray" not in capsys.readouterr().out
+    (study,) = workshop.runs("cut-short", "study")
+    assert "**shop/dnn: " in study.data.tags["mlflow.note.content"]
+
+
+@pytest.mark.parametrize("options", [(), ("--fresh",)], ids=["tune", "fresh"])
+def test_a_job_whose_experiment_was_deleted_in_the_ui_begins_anew(
+    workshop: Workshop,
+    ray_session: None,
+    monkeypatch: pytest.MonkeyPatch,
+    options: tuple[str, ...],
+) -> None:
+    name = f"deleted{len(options)}"
+    search = {"sampler": "random", "trials": 2, "pruner": "none"}
+    job = workshop.write_job(name=name, models=["dnn"], search=search)
+    client = MlflowClient(workshop.tracking)
+    deleted = client.create_experiment(name, tags={"pwiser.job": name})
+    client.delete_experiment(deleted)
+    assert pwiser(monkeypatch, "tune", str(job), *options) == 0
+    assert [run.info.status for run in workshop.trials(name)] == ["FINISHED"] * 2
+    archived = client.get_experiment(deleted)
+    assert archived.lifecycle_stage == "deleted"
+    assert archived.name.startswith(f"{name}-archived-")
+
+
 def test_a_begun_job_refuses_a_changed_file(
     shop_job: Workshop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -392,10 +442,15 @@ def test_a_spent_budget_ends_the_search_with_a_winner(
         budget={"hours": 20 / 3600},
     )
     assert pwiser(monkeypatch, "tune", str(job)) == 0
-    assert "the budget is spent: the winners were not repeated" in capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert workshop.runs("budget", "replicate") == []
     trials = workshop.trials("budget")
     assert 2 <= len(trials) < 10_000
+    num_ended = sum(run.info.status == "FINISHED" for run in trials)
+    assert (
+        f"the budget is spent: {10_000 - num_ended} trials and 4 replicates are left; the same "
+        "command goes on with them"
+    ) in printed
     assert all(run.info.status in {"FINISHED", "KILLED"} for run in trials)
     assert any(run.data.tags.get("pwiser.winner") == "true" for run in trials)
 

@@ -77,6 +77,11 @@ def run() -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _complain("interrupted", EXIT_INTERRUPTED)
     except Exception as error:
+        from tuner.tracking_store import tracking_fault
+
+        fault = tracking_fault(error)
+        if fault is not None:
+            return _complain(fault, EXIT_BAD_INPUT)
         if not hasattr(error, "show"):  # click's usage errors know how to show themselves
             raise
         error.show()
