@@ -118,7 +118,8 @@ class RecordWriter:
         client: of the tracking store.
         experiment_id: of the job's experiment.
         outbox: keeps what is not yet written; what an earlier process left in it comes first.
-        on_refused: called with the reason, from the thread, when the store refuses the user, or a run.
+        on_refused: called with the reason, from the thread, when the store refuses the
+            user, or a run.
     """
 
     def __init__(
