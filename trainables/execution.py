@@ -100,17 +100,17 @@ def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if has_bfloat16 else torch.float32
 
 
-def fits_in_memory(size_bytes: int, device: torch.device) -> bool:
+def fits_in_memory(size_bytes: int, device: torch.device, gpu_share: float = 1.0) -> bool:
     """Whether a dataset is held in memory rather than streamed, where the job leaves it open.
 
     It may take half of what this process may use: the node's memory, or less where a container has
-    a limit; on a GPU also half of the GPU's.
+    a limit; on a GPU also half of this process's share of the GPU's.
     """
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
         limits.append(int(CGROUP_LIMIT.read_text()))
     if device.type == "cuda":
-        limits.append(torch.cuda.get_device_properties(device).total_memory)
+        limits.append(int(gpu_share * torch.cuda.get_device_properties(device).total_memory))
     return size_bytes <= MEMORY_SHARE * min(limits)
 
 

@@ -63,6 +63,7 @@ class LaneSettings(TypedDict):
     lanes: tuple[str, ...]
     queue: ray.actor.ActorHandle
     threads: int
+    gpu_share: float
 
 
 def run_lane(settings: LaneSettings) -> None:
@@ -71,7 +72,8 @@ def run_lane(settings: LaneSettings) -> None:
     context, names = ray.train.get_context(), settings["lanes"]
     several = len(names) == 1 and context.get_world_size() > 1
     name = lane_of(context.get_world_rank(), names)
-    _Lane(name, settings["queue"], dist.group.WORLD if several else None).serve()
+    group = dist.group.WORLD if several else None
+    _Lane(name, settings["queue"], group, settings["gpu_share"]).serve()
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,14 @@ class _Lane:
     watchdog: Watchdog
 
     def __init__(
-        self, name: str, queue: ray.actor.ActorHandle, group: dist.ProcessGroup | None
+        self,
+        name: str,
+        queue: ray.actor.ActorHandle,
+        group: dist.ProcessGroup | None,
+        gpu_share: float,
     ) -> None:
         self.queue = queue
+        self.gpu_share = gpu_share
         self.control = None if group is None else dist.new_group(backend="gloo")
         device = ray.train.torch.get_device()
         if device.type == "cuda":
@@ -257,11 +264,14 @@ class _Lane:
         return loaded
 
     def _rows(self, dataset: Dataset, split: str, reading: Reading) -> Rows:
-        """Hold a split, or open it for streaming; by the whole dataset's size where left open."""
+        """Hold a split, or open it for streaming.
+
+        Where that is left open, by its size beside the splits that are held for training.
+        """
         device = self.workers.device
-        size_bytes = sum(dataset.size_bytes(name) for name in ("train", "valid"))
+        size_bytes = sum(dataset.size_bytes(name) for name in {"train", "valid", split})
         if reading.mode == "memory" or (
-            reading.mode == "auto" and fits_in_memory(size_bytes, device)
+            reading.mode == "auto" and fits_in_memory(size_bytes, device, self.gpu_share)
         ):
             return DeviceImpressions.from_impressions(dataset.load_shared(split), device)
         return StreamedRows(

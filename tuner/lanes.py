@@ -191,7 +191,12 @@ def _trainer(
     resources = {"CPU": float(lanes.cpus_per_worker)}
     if lanes.gpus_per_worker:
         resources["GPU"] = lanes.gpus_per_worker
-    settings: LaneSettings = {"lanes": names, "queue": queue, "threads": lanes.cpus_per_worker}
+    settings: LaneSettings = {
+        "lanes": names,
+        "queue": queue,
+        "threads": lanes.cpus_per_worker,
+        "gpu_share": min(lanes.gpus_per_worker, 1.0),
+    }
     config = SeparateWorkersConfig if lanes.workers_per_lane == 1 else NodeTorchConfig
     return LaneTrainer(
         run_lane,

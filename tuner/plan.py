@@ -21,6 +21,9 @@ __all__ = ["LanePlan", "Plan", "StudyPlan", "make_plan", "table_shape", "this_ma
 START_UP_S = 30.0  # of Ray and the lanes; docs/measurements.md
 TRIAL_OVERHEAD_S = 0.5  # of a lane between two trials
 SECONDS_PER_HOUR = 3600.0
+EVALUATION_BYTES = 64
+"""Of an evaluation's scores, labels and sorted scores, per row of the split, at most."""
+
 MIB = 1024**2
 
 
@@ -28,10 +31,12 @@ class LanePlan(BaseModel):
     """The lanes, and what each worker of one needs.
 
     Attributes:
-        memory_bytes: of one worker's process, without the dataset.
+        memory_bytes: of one worker's process, without the dataset; scores of the largest split to
+            evaluate are in it.
         data_bytes: of the largest dataset's train and valid splits, one copy per node; 0 where they
             are streamed.
-        device_bytes: of the GPU, dataset included; 0 without one.
+        device_bytes: of the GPU for one worker, dataset included; 0 without one.
+        device_total_bytes: that the smallest GPU has; 0 without one.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -43,6 +48,7 @@ class LanePlan(BaseModel):
     memory_bytes: int
     data_bytes: int
     device_bytes: int
+    device_total_bytes: int = 0
 
 
 class StudyPlan(BaseModel):
@@ -201,10 +207,25 @@ def _lane_plan(
     nodes: Sequence[Node],
     probes: list[Probe],
 ) -> LanePlan:
+    num_rows = max(
+        dataset.manifest.splits[split].impressions
+        for dataset in datasets.values()
+        for split in ("valid", "test")
+    )
+    evaluation_bytes = EVALUATION_BYTES * num_rows
     memory_bytes = max(probe.memory_bytes for probe in probes)
     device_bytes = max(probe.device_bytes for probe in probes)
-    data_bytes = max(_held_bytes(job, dataset, nodes) for dataset in datasets.values())
-    if any(_held_bytes(job, dataset, nodes) == 0 for dataset in datasets.values()):
+    if lanes.gpus_per_worker:
+        device_bytes += evaluation_bytes
+    else:
+        memory_bytes += evaluation_bytes
+    device_total_bytes = min(probe.device_total_bytes for probe in probes)
+    limits = [node.memory_bytes for node in nodes if node.cpus and node.memory_bytes]
+    if device_total_bytes:
+        limits.append(int(min(lanes.gpus_per_worker, 1.0) * device_total_bytes))
+    held = [_held_bytes(job, dataset, limits) for dataset in datasets.values()]
+    data_bytes = max(held)
+    if 0 in held:
         memory_bytes += job.data.buffer_mib * MIB
     return LanePlan(
         lanes=lanes.num_lanes,
@@ -214,20 +235,20 @@ def _lane_plan(
         memory_bytes=memory_bytes,
         data_bytes=data_bytes,
         device_bytes=device_bytes + data_bytes if lanes.gpus_per_worker else 0,
+        device_total_bytes=device_total_bytes if lanes.gpus_per_worker else 0,
     )
 
 
-def _held_bytes(job: Job, dataset: Dataset, nodes: Sequence[Node]) -> int:
-    """What a node holds of a dataset; nothing where it is streamed."""
+def _held_bytes(job: Job, dataset: Dataset, limits: Sequence[int]) -> int:
+    """What is held of a dataset in memories of these sizes; nothing where it is streamed."""
     size_bytes = sum(dataset.size_bytes(split) for split in ("train", "valid"))
-    known = [node.memory_bytes for node in nodes if node.cpus and node.memory_bytes]
-    smallest_bytes = min(known, default=math.inf)
-    too_large = job.data.mode == "auto" and size_bytes > MEMORY_SHARE * smallest_bytes
+    limit_bytes = MEMORY_SHARE * min(limits, default=math.inf)
+    too_large = job.data.mode == "auto" and size_bytes > limit_bytes
     return 0 if job.data.mode == "stream" or too_large else size_bytes
 
 
 def _memory_obstacles(plan: LanePlan, nodes: Sequence[Node]) -> list[str]:
-    """Fill the largest nodes first, as the lanes would be placed, and see whose memory is short."""
+    """See whether a GPU's memory is short; and, filling the largest first, which nodes' is."""
     lanes = Lanes(
         num_lanes=plan.lanes,
         workers_per_lane=plan.workers_per_lane,
@@ -235,6 +256,13 @@ def _memory_obstacles(plan: LanePlan, nodes: Sequence[Node]) -> list[str]:
         gpus_per_worker=plan.gpus_per_worker,
     )
     obstacles = []
+    per_gpu = int(1 / plan.gpus_per_worker) if 0 < plan.gpus_per_worker < 1 else 1
+    if plan.device_total_bytes and per_gpu * plan.device_bytes > plan.device_total_bytes:
+        obstacles.append(
+            f"a GPU: {per_gpu} workers of {plan.device_bytes // MIB} MiB need "
+            f"{per_gpu * plan.device_bytes // MIB} MiB, it has {plan.device_total_bytes // MIB}; "
+            "set resources.gpus_per_worker higher, or data.mode to stream"
+        )
     num_left = plan.lanes * plan.workers_per_lane
     for node in sorted(nodes, key=lambda node: -lanes.workers_in(node.cpus, node.gpus)):
         num_workers = min(lanes.workers_in(node.cpus, node.gpus), num_left)

@@ -55,6 +55,7 @@ class Probe:
         parameters: weights of the model.
         memory_bytes: of the process at its peak, without a dataset; run it in one of its own.
         device_bytes: of the GPU at its peak, without the dataset; 0 on a CPU.
+        device_total_bytes: that the GPU has; 0 on a CPU.
         device: what it ran on.
     """
 
@@ -64,6 +65,7 @@ class Probe:
     memory_bytes: int
     device_bytes: int
     device: str
+    device_total_bytes: int = 0
 
 
 def measure(
@@ -95,13 +97,15 @@ def measure(
     pairs = list(pairwise(evaluation for evaluation, _ in rounds))
     training_s = min(after.training_s - before.training_s for before, after in pairs)
     evaluation_s = min(after.evaluation_s - before.evaluation_s for before, after in pairs)
+    on_gpu = device.type == "cuda"
     return Probe(
         train_rate=len(split) / training_s,
         evaluation_rate=len(split) / evaluation_s,
         parameters=sum(weight.numel() for weight in model.parameters()),
         memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        device_bytes=torch.cuda.max_memory_allocated() if device.type == "cuda" else 0,
-        device=torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {threads} threads",
+        device_bytes=torch.cuda.max_memory_allocated() if on_gpu else 0,
+        device=torch.cuda.get_device_name() if on_gpu else f"CPU, {threads} threads",
+        device_total_bytes=torch.cuda.get_device_properties(device).total_memory if on_gpu else 0,
     )
 
 

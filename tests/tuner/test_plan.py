@@ -7,7 +7,15 @@ from datasets import Dataset
 from tuner.cluster import Lanes, Node
 from tuner.errors import ClusterError
 from tuner.job import Job
-from tuner.plan import START_UP_S, TRIAL_OVERHEAD_S, Plan, make_plan, table_shape, this_machine
+from tuner.plan import (
+    EVALUATION_BYTES,
+    START_UP_S,
+    TRIAL_OVERHEAD_S,
+    Plan,
+    make_plan,
+    table_shape,
+    this_machine,
+)
 from tuner.probe import Probe
 
 GIB = 1024**3
@@ -19,6 +27,11 @@ PROBE = Probe(
     device_bytes=0,
     device="CPU, 1 threads",
 )
+
+
+def evaluation_bytes(dataset: Dataset) -> int:
+    splits = dataset.manifest.splits
+    return EVALUATION_BYTES * max(splits["valid"].impressions, splits["test"].impressions)
 
 
 def node(name: str = "a", cpus: float = 4.0, gpus: float = 0.0, memory_bytes: int = 0) -> Node:
@@ -102,7 +115,8 @@ def test_a_lane_needs_the_memory_of_the_largest_model_and_dataset(tiny_dataset: 
     found = plan(tiny_dataset, lanes(2, workers=2), probes=probes, models=["mmoe", "ple"]).lanes
     assert found is not None
     assert (found.lanes, found.workers_per_lane, found.cpus_per_worker) == (2, 2, 1)
-    assert (found.memory_bytes, found.device_bytes, found.gpus_per_worker) == (3 * GIB, 0, 0.0)
+    needed = 3 * GIB + evaluation_bytes(tiny_dataset)
+    assert (found.memory_bytes, found.device_bytes, found.gpus_per_worker) == (needed, 0, 0.0)
     assert found.data_bytes == sum(tiny_dataset.size_bytes(name) for name in ("train", "valid"))
 
 
@@ -111,7 +125,29 @@ def test_on_a_gpu_the_dataset_lies_beside_the_model(tiny_dataset: Dataset) -> No
     found = plan(tiny_dataset, lanes(2, gpus=0.5), probes={("tiny", "mmoe"): probe})
     assert found.measured_on == "GPU"
     assert found.lanes is not None
-    assert found.lanes.device_bytes == GIB + found.lanes.data_bytes
+    needed = GIB + found.lanes.data_bytes + evaluation_bytes(tiny_dataset)
+    assert (found.lanes.memory_bytes, found.lanes.device_bytes) == (GIB, needed)
+
+
+def test_workers_that_share_a_gpu_need_room_on_it_together(tiny_dataset: Dataset) -> None:
+    gpu = {"device_bytes": GIB, "device": "GPU", "device_total_bytes": 2 * GIB}
+    probes = {("tiny", "mmoe"): Probe(**{**vars(PROBE), **gpu})}
+    assert plan(tiny_dataset, lanes(1, gpus=1.0), probes=probes).obstacles == ()
+    (obstacle,) = plan(tiny_dataset, lanes(4, gpus=0.25), probes=probes).obstacles
+    assert obstacle == (
+        "a GPU: 4 workers of 1024 MiB need 4099 MiB, it has 2048; "
+        "set resources.gpus_per_worker higher, or data.mode to stream"
+    )
+
+
+def test_what_is_too_large_for_a_share_of_a_gpu_is_streamed(tiny_dataset: Dataset) -> None:
+    size_bytes = sum(tiny_dataset.size_bytes(name) for name in ("train", "valid"))
+    gpu = {"device": "GPU", "device_total_bytes": 3 * size_bytes}
+    probes = {("tiny", "mmoe"): Probe(**{**vars(PROBE), **gpu})}
+    for gpus, held in ((1.0, size_bytes), (0.5, 0)):
+        found = plan(tiny_dataset, lanes(1, gpus=gpus), probes=probes).lanes
+        assert found is not None
+        assert found.data_bytes == held
 
 
 def test_memory_that_is_short_stands_in_the_way_on_each_such_node(tiny_dataset: Dataset) -> None:
@@ -121,7 +157,7 @@ def test_memory_that_is_short_stands_in_the_way_on_each_such_node(tiny_dataset: 
         node("unknown", cpus=2),
     )
     assert plan(tiny_dataset, lanes(7), nodes=nodes).obstacles == (
-        "node large: 4 workers of 1024 MiB and 0 MiB of data need 4096 MiB, it has 2048; "
+        "node large: 4 workers of 1024 MiB and 0 MiB of data need 4097 MiB, it has 2048; "
         "set resources.lanes lower",
         "node small: 1 workers of 1024 MiB and 0 MiB of data need 1024 MiB, it has 1024; "
         "set resources.lanes lower",
@@ -146,7 +182,8 @@ def test_a_worker_that_streams_needs_its_buffer_and_no_copy_of_the_data(
     found = plan(tiny_dataset, lanes(1), nodes=nodes, data=settings).lanes
     assert found is not None
     assert (found.data_bytes == 0) == streams
-    assert found.memory_bytes == GIB + (64 * 1024**2 if streams else 0)
+    buffer_bytes = 64 * 1024**2 if streams else 0
+    assert found.memory_bytes == GIB + evaluation_bytes(tiny_dataset) + buffer_bytes
 
 
 def test_a_cluster_without_a_worker_yet_can_be_planned_for(tiny_dataset: Dataset) -> None:
