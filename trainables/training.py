@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -80,7 +81,7 @@ class Training:
     The result depends on the configuration and the data alone, not on trials before it: the random
     state is set from the seed. All workers hold the same data and take the same permutation; each
     trains on its slice of every batch, and the loss is that of the whole batch, so that the number
-    of workers changes nothing but rounding.
+    of workers changes nothing but rounding and, where there is dropout, its masks.
 
     Args:
         configuration: the trial's model, loss and training settings.
@@ -104,13 +105,15 @@ class Training:
         valid_split: Rows,
         workers: Workers,
     ) -> None:
-        torch.manual_seed(configuration.training.seed)
+        self._seed = configuration.training.seed
+        torch.manual_seed(self._seed)
         self.model = build_model(configuration, inputs).to(workers.device)
         self._valid_split = valid_split
         self._workers = workers
         self._stepper = _Stepper(configuration, self.model, train_split, workers)
         self._stops = _evaluation_steps(self._stepper.steps_per_epoch, configuration.training)
         self._position = Position()
+        self._draw_apart()
 
     @property
     def worked_s(self) -> float:
@@ -134,6 +137,7 @@ class Training:
         state.restore(self.model, self._stepper.optimizers, self._stepper.losses)
         self._position = replace(state.position)
         self._stepper.batches.seek(state.position.step)
+        self._draw_apart()
 
     def evaluations(self, is_cancelled: Callable[[], bool] = lambda: False) -> Iterator[Evaluation]:
         """Train to the end.
@@ -159,6 +163,12 @@ class Training:
                 if is_cancelled():
                     return
             yield self._evaluate(position)
+
+    def _draw_apart(self) -> None:
+        """Give every rank dropout masks of its own: all have begun with one random state."""
+        if self._workers.rank > 0:
+            seeds = (self._seed, self._workers.rank, self._position.step)
+            torch.manual_seed(int(np.random.SeedSequence(seeds).generate_state(1)[0]))
 
     def _evaluate(self, position: Position) -> Evaluation:
         started = time.perf_counter()

@@ -21,7 +21,7 @@ from trainables import (
     train,
 )
 from trainables.metrics import METRICS, evaluate
-from trainables.training import EVALUATION_BATCH, predict_logits
+from trainables.training import EVALUATION_BATCH, Training, predict_logits
 
 INPUTS = Inputs(vocabulary_sizes=(10, 30), num_numericals=3)
 ALONE = Workers(device=torch.device("cpu"))
@@ -116,6 +116,28 @@ def test_a_trial_does_not_depend_on_the_trials_before_it() -> None:
     cancelled.close()
     torch.rand(17)
     assert_same(run_with_weights(with_dropout(seed=0)), alone)
+
+
+class SecondRank(Workers):
+    """One of two workers, for what it draws alone: no process group is asked."""
+
+    size = 2
+    rank = 1
+
+
+def test_every_rank_draws_dropout_masks_of_its_own() -> None:
+    first, second = ALONE, SecondRank(device=torch.device("cpu"))
+    drawn = {}
+    for seed in (0, 1):
+        for workers in (first, second, second):
+            training = Training(with_dropout(seed), INPUTS, TRAIN, VALID, workers)
+            drawn.setdefault((seed, workers.rank), []).append(torch.rand(3).tolist())
+            weight = next(training.model.parameters())
+            drawn.setdefault((seed, "weight"), []).append(weight[0].tolist())
+    for seed in (0, 1):
+        assert drawn[seed, 1][0] == drawn[seed, 1][1] != drawn[seed, 0][0]
+        assert drawn[seed, "weight"] == drawn[seed, "weight"][:1] * 3  # all begin with one model
+    assert drawn[0, 1] != drawn[1, 1]
 
 
 @pytest.mark.parametrize("model", SETTINGS)
