@@ -58,7 +58,7 @@ class Settings(BaseModel):
 
 
 class LossSettings(Settings):
-    """The loss `BCE + alpha * PWiseR` (design section 4); the defaults are the paper's point."""
+    """The loss `BCE + alpha * PWiseR` (docs/method.md); the defaults are the paper's point."""
 
     alpha: float = Field(0.3, ge=0, description="weight of the PWiseR loss; 0 is plain BCE")
     m1: float = Field(0.3, ge=0, le=1, description="margin of converted over clicked impressions")

@@ -1,7 +1,8 @@
 """A model as a program of its own: PyTorch's exported program, or ONNX.
 
-It takes what `datasets.Encoder` gives, ids (int64, N x F) and numericals (float32, N x D), for any
-number of rows N from 1 on, and returns the probabilities that a `Predictor` returns, by its names.
+It takes what `datasets.Encoder` gives, as ids (int64, N x F) and numericals (float32, N x D), for
+any number of rows N from 1 on, and returns the probabilities that a `Predictor` returns, by its
+names.
 """
 
 import contextlib
@@ -49,9 +50,7 @@ def write_program(directory: Path, program: ProgramFormat) -> None:
             architecture of the user's own), or a package for ONNX is missing.
     """
     if program == "onnx" and not all(map(importlib.util.find_spec, ("onnx", "onnxscript"))):
-        raise CheckpointError(
-            "--format onnx: needs the packages onnx and onnxscript; install pwiser-tuner[onnx]"
-        )
+        raise CheckpointError("--format onnx: needs more packages; pip install onnx onnxscript")
     configuration, inputs, model = load_checkpoint(directory)
     serving = _Probabilities(model).eval().requires_grad_(False)
     example = (

@@ -26,7 +26,7 @@ PAPER_POINT: dict[str, Any] = {
     "training.weight_decay": 1e-6,
     "model.num_experts": 8,
 }
-"""The paper's best configuration for Alibaba-US (design section 4)."""
+"""The paper's best configuration for Alibaba-US (docs/method.md)."""
 
 
 class Dimension(Settings):
