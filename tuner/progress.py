@@ -124,7 +124,7 @@ class ReplicateProgress:
         self._num_replicates = num_replicates
         self._num_ended = 0
         self._bar = BarProgress(
-            TextColumn("winners and baselines again, with fresh seeds"),
+            TextColumn("winners again, with fresh seeds"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
