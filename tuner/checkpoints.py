@@ -60,8 +60,10 @@ class CheckpointKeeper:
         for study, found in ended.items():
             kept = self._kept(found)
             self._stored[study] = {trial.id: trial for trial in found if trial.id in kept}
-            lost = [trial.directory for trial in found if trial.id not in kept]
-            self._remove_found(study, {*lost, *(trial.state_directory for trial in found)})
+            lost = {trial.directory for trial in found if trial.id not in kept}
+            lost |= {trial.state_directory for trial in found}
+            for directory in self._found(study) & lost:
+                discard(join(self._storage, directory))
 
     def trial_started(self, trial: Trial) -> None:
         """Nothing is stored yet."""
@@ -81,12 +83,26 @@ class CheckpointKeeper:
             self._remove_losers(trial.study)
 
     def winner_marked(self, winner: Trial) -> None:
-        """Remove the checkpoint of an earlier winner of the dataset, if it has lost."""
+        """Remove the checkpoint of an earlier winner of the dataset, if it has lost.
+
+        To be told once MLflow has the new mark.
+        """
         self._marked.add(winner.id)
         for study, stored in self._stored.items():
             if study.dataset == winner.study.dataset:
                 self._marked -= stored.keys() - {winner.id}
                 self._remove_losers(study)
+
+    def remove_replicates_but(self, replicates: Iterable[Replicate]) -> None:
+        """Remove what replicates have left that will not go on, as those of an earlier winner."""
+        wanted: dict[Study, set[str]] = {study: set() for study in self._stored}
+        for replicate in replicates:
+            directories = {replicate.directory, replicate.state_directory}
+            wanted.setdefault(replicate.study, set()).update(directories)
+        for study, directories in wanted.items():
+            for directory in self._found(study) - directories:
+                if Replicate.is_directory(directory):
+                    discard(join(self._storage, directory))
 
     def replicate_started(self, replicate: Replicate) -> None:
         """Nothing is stored yet."""
@@ -104,19 +120,19 @@ class CheckpointKeeper:
         """Every loser is gone by now."""
 
     def _kept(self, trials: Iterable[Trial]) -> set[str]:
-        return {trial.id for trial in kept_trials(list(trials), self._keep)} | self._marked
+        by_number = sorted(trials, key=lambda trial: trial.number)  # as ties are decided elsewhere
+        return {trial.id for trial in kept_trials(by_number, self._keep)} | self._marked
 
     def _remove_losers(self, study: Study) -> None:
         stored = self._stored[study]
         for lost in stored.keys() - self._kept(stored.values()):
             discard(join(self._storage, stored.pop(lost).directory))
 
-    def _remove_found(self, study: Study, directories: set[str]) -> None:
-        """Remove those of a study's directories that are there."""
+    def _found(self, study: Study) -> set[str]:
+        """List a study's directories."""
         try:
             names = child_names(join(self._storage, study.directory))
         except StorageError as error:
             logger.warning(error)
-            return
-        for directory in directories & {join(study.directory, name) for name in names}:
-            discard(join(self._storage, directory))
+            return set()
+        return {join(study.directory, name) for name in names}

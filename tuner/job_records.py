@@ -6,7 +6,7 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
 from tuner.job_progress import JobProgress, StudyProgress
-from tuner.results import find_experiment, search_all
+from tuner.results import WINNER_TRIAL_TAG, find_experiment, search_all
 from tuner.study import TrialState
 from tuner.tracking import LANES_TAG, SECONDS_METRICS, TRIALS_TAG
 
@@ -24,9 +24,9 @@ def read_progress(client: MlflowClient, job: str) -> JobProgress:
     for run in search_all(client, experiment_id, "trial"):
         trials.setdefault(run.data.tags["pwiser.study"], []).append(run)
     replicates = Counter(
-        run.data.tags["pwiser.study"]
+        (run.data.tags["pwiser.study"], run.data.tags["pwiser.trial"])
         for run in search_all(client, experiment_id, "replicate")
-        if run.data.tags.get("pwiser.state") in {TrialState.COMPLETE, TrialState.FAILED}
+        if _state(run).final
     )
     parents = sorted(
         search_all(client, experiment_id, "study"), key=lambda run: run.info.start_time
@@ -34,9 +34,10 @@ def read_progress(client: MlflowClient, job: str) -> JobProgress:
     return JobProgress(
         job=job,
         studies=tuple(
-            _study_progress(parent, trials.get(study, []), replicates[study])
+            _study_progress(parent, trials.get(study, []), replicates[study, winner])
             for parent in parents
             for study in (parent.data.tags["pwiser.study"],)
+            for winner in (parent.data.tags.get(WINNER_TRIAL_TAG, "0"),)
         ),
     )
 

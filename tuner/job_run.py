@@ -116,7 +116,7 @@ class JobRun:
             told = _Told(tracker, keeper, Progress(console, searches, lanes.num_lanes))
             search = JobSearch(searches, [tracker, keeper, told.progress, stopwatch])
             try:
-                self._search_on_lanes(lanes, queue, search, requests, told, console)
+                winners = self._search_on_lanes(lanes, queue, search, requests, told, console)
             except RayActorError as error:
                 raise JobFailedError(
                     f"job {self._job.name!r}: {QUEUE_DIED}; the same command goes on with it"
@@ -124,6 +124,8 @@ class JobRun:
             finally:
                 search.close()
                 discard(join(self._root, RAY_DIRECTORY))
+        for winner in winners:
+            keeper.winner_marked(winner)
 
     @contextmanager
     def _open_tracker(self, requests: StopRequests, console: Console) -> Iterator[Tracker]:
@@ -154,7 +156,7 @@ class JobRun:
         requests: StopRequests,
         told: "_Told",
         console: Console,
-    ) -> None:
+    ) -> list[Trial]:
         if requests.interrupted:
             raise JobInterruptedError(_interrupted_line(self._job, search))
 
@@ -188,7 +190,7 @@ class JobRun:
             self._check_requests(search, requests)
             with requests.passed_to(stop):
                 try:
-                    self._test_winners(search, queue, told)
+                    winners = self._test_winners(search, queue, told.tracker)
                 except JobFailedError:
                     self._check_requests(search, requests)
                     raise
@@ -204,6 +206,7 @@ class JobRun:
                     soft_wrap=True,
                     highlight=False,
                 )
+            return winners
 
     def _hours_left(self, begun: float) -> float | None:
         hours = self._job.budget.hours
@@ -220,6 +223,7 @@ class JobRun:
         """Repeat winners for the evidence, as far as the budget allows; count what is left."""
         planned = plan_replicates(search.searches, self._job.search.replicates)
         missing = [one for one in planned if one.id not in self._ended_replicates]
+        told.keeper.remove_replicates_but(missing)
         if missing and search.stop_reason is None:
             with ReplicateProgress(console, len(missing)) as progress:
                 run = ReplicateRun(
@@ -295,8 +299,11 @@ class JobRun:
             hang_s=self._hang_s,
         )
 
-    def _test_winners(self, search: JobSearch, queue: ray.actor.ActorHandle, told: "_Told") -> None:
-        """Test every dataset that has a winner, then complain of those that have none."""
+    def _test_winners(
+        self, search: JobSearch, queue: ray.actor.ActorHandle, tracker: Tracker
+    ) -> list[Trial]:
+        """Test and mark every dataset's winner, then complain of those that have none."""
+        winners: list[Trial] = []
         missing = []
         for dataset in self._datasets:
             trials = [trial for trial in search.trials if trial.study.dataset == dataset]
@@ -311,11 +318,12 @@ class JobRun:
             for trial in (winner,) if winner is baseline else (winner, baseline):
                 if trial.usable:
                     trial.test_metrics = self._test(trial, queue)
-                    told.tracker.log_test(trial)
-            told.tracker.log_winner(winner, baseline)
-            told.keeper.winner_marked(winner)
+                    tracker.log_test(trial)
+            tracker.log_winner(winner, baseline)
+            winners.append(winner)
         if missing:
             raise JobFailedError("; ".join(missing))
+        return winners
 
     def _make_test(self, trial: Trial) -> TestTask:
         return TestTask(

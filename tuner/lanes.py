@@ -170,9 +170,9 @@ class _Run:
                     return QUEUE_DIED
                 num_in_vain = 0 if num_finished > before else num_in_vain + 1
                 is_lost = isinstance(error, RayActorError | ControllerError)
+                self.trainer.release()
                 if num_in_vain >= (MAX_STARTS if is_lost else 1):
                     return reason
-                self.trainer.release()
             else:
                 return None
         raise AssertionError

@@ -31,11 +31,11 @@ class LanePlan(BaseModel):
     """The lanes, and what each worker of one needs.
 
     Attributes:
-        memory_bytes: of one worker's process, without the dataset; scores of the largest split to
-            evaluate are in it.
+        memory_bytes: of one worker's process, without the dataset.
         data_bytes: of the largest dataset's train and valid splits, one copy per node; 0 where they
             are streamed.
-        device_bytes: of the GPU for one worker, dataset included; 0 without one.
+        device_bytes: of the GPU for one worker, dataset included; 0 without one. Scores of the
+            largest split to evaluate are in it, or in memory_bytes.
         device_total_bytes: that the smallest GPU has; 0 without one.
     """
 
@@ -257,6 +257,7 @@ def _memory_obstacles(plan: LanePlan, nodes: Sequence[Node]) -> list[str]:
     )
     obstacles = []
     per_gpu = int(1 / plan.gpus_per_worker) if 0 < plan.gpus_per_worker < 1 else 1
+    per_gpu = min(per_gpu, plan.lanes * plan.workers_per_lane)
     if plan.device_total_bytes and per_gpu * plan.device_bytes > plan.device_total_bytes:
         obstacles.append(
             f"a GPU: {per_gpu} workers of {plan.device_bytes // MIB} MiB need "

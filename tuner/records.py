@@ -47,8 +47,9 @@ RETRY_LONGEST_S = 30.0
 CLOSE_TIMEOUT_S = 60.0
 """Seconds without one record written, at the end of a job, after which the rest stays on disk."""
 
-ARTEFACT_PATIENCE_S = 120.0
-"""Seconds that the store of artefacts may be away."""
+ARTEFACT_PATIENCE_S = 45.0
+"""Seconds that the store of artefacts may be away before artefacts are given up: less than
+`CLOSE_TIMEOUT_S`, or a store that is never there would hold all other records back for good."""
 
 CLOSE_POLL_S = 0.1
 LAST_CALL_S = 5.0
@@ -141,6 +142,7 @@ class RecordWriter:
                 self._runs[known] = run.info.run_id
                 started[known] = int(run.data.tags.get(STARTED_TAG, 0))
         self._uncertain: set[str] = set()
+        self._no_artefacts_since: float | None = None
         self._records: queue.Queue[tuple[int | None, Record] | None] = queue.Queue()
         for number, text in outbox.waiting():
             record = RECORDS.validate_json(text)
@@ -203,12 +205,12 @@ class RecordWriter:
 
     def _write_one(self, record: Record) -> bool:
         """Write a record, or find that it never can be; False if it has to wait on disk."""
-        wait_s, give_up_at = RETRY_FIRST_S, time.monotonic() + ARTEFACT_PATIENCE_S
+        wait_s = RETRY_FIRST_S
         while True:
             try:
                 self._deliver(record)
             except Exception as error:  # noqa: BLE001 - of a store of artefacts, whatever it is
-                go_on = self._judge(record, error, give_up_at)
+                go_on = self._judge(record, error)
             else:
                 return True
             if go_on is not None:
@@ -217,10 +219,12 @@ class RecordWriter:
                 return False
             wait_s = min(2 * wait_s, RETRY_LONGEST_S)
 
-    def _judge(self, record: Record, error: Exception, give_up_at: float) -> bool | None:
+    def _judge(self, record: Record, error: Exception) -> bool | None:
         """Whether to go on with the next record or leave them all; None to try this one again."""
         if not isinstance(error, MlflowException):
-            if time.monotonic() < give_up_at:
+            if self._no_artefacts_since is None:
+                self._no_artefacts_since = time.monotonic()
+            if time.monotonic() - self._no_artefacts_since < ARTEFACT_PATIENCE_S:
                 logger.warning("an artefact cannot be written, trying again: %s", error)
                 return None
             logger.error("tracking", exc_info=error)
@@ -233,10 +237,10 @@ class RecordWriter:
         if status < 500 and status not in BUSY_STATUSES:
             line = f"tracking: the store refused a record ({reason})"
             self._fail(line)
-            if not isinstance(record, StartRun):
-                return True
-            self._on_refused(line)  # without its run all that follows would be lost
-            return False
+            if isinstance(record, StartRun) and record.id not in self._runs:
+                self._failure = TrackingError(line)
+                self._on_refused(line)  # all that would be told of this run is lost
+            return True
         logger.warning("tracking store does not answer, trying again: %s", reason)
         self._uncertain.add(record.id)  # the run may be there although its answer was lost
         return None
@@ -301,6 +305,7 @@ class RecordWriter:
         self._client.log_inputs(run, [DatasetInput(logged, [context])])
         for path, text in record.artifacts.items():
             self._client.log_text(run, text, path)
+            self._no_artefacts_since = None
 
     def _mark(self, record: MarkWinner) -> None:
         run = self._run(record.id)

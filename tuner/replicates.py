@@ -14,6 +14,8 @@ from tuner.study import Trial, choose_winner
 
 __all__ = ["Replicate", "plan_replicates"]
 
+SEED_MARK = "-seed-"
+
 
 @dataclass(kw_only=True)
 class Replicate(Trial):
@@ -37,7 +39,12 @@ class Replicate(Trial):
     @property
     def directory(self) -> str:
         """Of its checkpoint, which is there until it has been tested."""
-        return f"{super().directory}{'-plain' if self.plain else ''}-seed-{self.seed}"
+        return f"{super().directory}{'-plain' if self.plain else ''}{SEED_MARK}{self.seed}"
+
+    @staticmethod
+    def is_directory(directory: str) -> bool:
+        """Whether a directory below the storage is a replicate's, of its state too."""
+        return SEED_MARK in directory.rpartition("/")[2]
 
 
 def plan_replicates(searches: Iterable[StudySearch], num_seeds: int) -> list[Replicate]:

@@ -133,13 +133,14 @@ def _past_trial(client: MlflowClient, run: Run) -> PastTrial:
         number=int(tags["pwiser.trial"]),
         params=json.loads(tags["pwiser.params"]),
         state=state,
-        reports=_reports(client, run),
+        reports=_reports(client, run, all_attempts=not state.ended),
         failure=tags.get("pwiser.failure"),
     )
 
 
-def _reports(client: MlflowClient, run: Run) -> tuple[Report, ...]:
-    started = int(run.data.tags.get(STARTED_TAG, 0))
+def _reports(client: MlflowClient, run: Run, *, all_attempts: bool) -> tuple[Report, ...]:
+    """Read the evaluations since the trial's last start; with `all_attempts` those before, too."""
+    started = 0 if all_attempts else int(run.data.tags.get(STARTED_TAG, 0))
     histories = {
         name: _by_step(client.get_metric_history(run.info.run_id, f"valid/{name}"), started)
         for name in METRICS

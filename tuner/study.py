@@ -134,7 +134,7 @@ class PastTrial:
 
     Attributes:
         state: `RUNNING` for a trial that has to be run again.
-        reports: its evaluations in order; of one that runs again, those of the last time.
+        reports: its evaluations in order; of one that runs again, those of every attempt.
     """
 
     number: int

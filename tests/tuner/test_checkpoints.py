@@ -6,6 +6,7 @@ import pytest
 from trainables import TrialConfiguration
 from tuner.checkpoints import CheckpointKeeper, Keep, kept_trials
 from tuner.messages import Report
+from tuner.replicates import Replicate
 from tuner.study import Study, Trial, TrialState
 
 CONFIGURATION = TrialConfiguration.create("mmoe")
@@ -58,6 +59,18 @@ def make(number: int, *values: float, model: str = "mmoe", **given: Any) -> Tria
 
 def record(trial: Trial, value: float) -> None:
     trial.record(Report(index=1, last=False, step=1, epoch=1, metrics={"ctr_auc": value}))
+
+
+def replicate(trial: Trial, *, seed: int, plain: bool = False) -> Replicate:
+    return Replicate(
+        study=trial.study,
+        number=trial.number,
+        configuration=CONFIGURATION,
+        params={},
+        objectives=trial.objectives,
+        seed=seed,
+        plain=plain,
+    )
 
 
 @pytest.fixture
@@ -145,6 +158,32 @@ def test_a_marked_winner_stays_until_another_is_marked(store: Store) -> None:
     assert store.stored == ["mmoe 1", "mmoe 2"]
     store.keeper.winner_marked(better)
     assert store.stored == ["mmoe 2"]
+
+
+def test_of_equal_trials_the_earlier_number_stays_whichever_ended_first(store: Store) -> None:
+    first, second = store.start(1), store.start(2)
+    for trial in (second, first):
+        store.evaluate(trial, 0.8)
+        store.end(trial)
+    assert store.stored == ["mmoe 1"]
+    store.keeper.restore([first, second])
+    assert store.stored == ["mmoe 1"]
+
+
+def test_replicates_that_will_not_go_on_leave_nothing(store: Store) -> None:
+    winner = store.start(2)
+    store.evaluate(winner, 0.8)
+    store.end(winner)
+    goes_on = replicate(winner, seed=1, plain=True)
+    for one in (goes_on, replicate(winner, seed=2), replicate(make(1), seed=1, plain=True)):
+        (store.directory / one.directory).mkdir()
+        (store.directory / one.state_directory).mkdir()
+    store.keeper.remove_replicates_but([goes_on])
+    assert sorted(path.name for path in (store.directory / "us/mmoe").iterdir()) == [
+        "trial-0002",
+        "trial-0002-plain-seed-1",
+        "trial-0002-plain-seed-1-state",
+    ]
 
 
 def test_what_a_killed_process_had_no_time_to_remove_is_removed(store: Store) -> None:

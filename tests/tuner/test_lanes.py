@@ -303,7 +303,9 @@ def test_a_trial_beyond_its_limit_leaves_the_next_one_all_of_its_own_time(
                     replace(task(directory, tiny_dataset, name, **waits), limit_s=limit_s)
                 )
             )
-        time.sleep(limit_s + 1)
+        while not (directory / "beyond-limit").is_file():
+            time.sleep(0.05)
+        time.sleep(limit_s)  # from its first step on
         (directory / "nobody").write_text("go on")
         failed = last_message(queue, "beyond-limit")
         assert isinstance(failed, Ended)

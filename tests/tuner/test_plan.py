@@ -133,6 +133,7 @@ def test_workers_that_share_a_gpu_need_room_on_it_together(tiny_dataset: Dataset
     gpu = {"device_bytes": GIB, "device": "GPU", "device_total_bytes": 2 * GIB}
     probes = {("tiny", "mmoe"): Probe(**{**vars(PROBE), **gpu})}
     assert plan(tiny_dataset, lanes(1, gpus=1.0), probes=probes).obstacles == ()
+    assert plan(tiny_dataset, lanes(1, gpus=0.25), probes=probes).obstacles == ()  # it is alone
     (obstacle,) = plan(tiny_dataset, lanes(4, gpus=0.25), probes=probes).obstacles
     assert obstacle == (
         "a GPU: 4 workers of 1024 MiB need 4099 MiB, it has 2048; "

@@ -300,6 +300,17 @@ def test_a_record_that_the_store_refuses_is_told_and_the_others_are_written(stor
     check(store, experiment)
 
 
+def test_a_run_that_the_store_refuses_ends_the_job_at_once(store: Store) -> None:
+    experiment = store.create_experiment()
+    store.write(experiment, RECORDS[:1])
+    store.client.delete_experiment(experiment)
+    with pytest.raises(TrackingError) as caught:
+        store.write(experiment, RECORDS[1:2])
+    assert str(caught.value).startswith("tracking: the store refused a record (")
+    assert store.refused == [str(caught.value)]
+    assert not deliver_leftovers(store.client, experiment, store.outbox)
+
+
 def test_metrics_are_kept_on_disk_to_the_last_bit() -> None:
     values = [0.1 + 0.2, 5e-324, 1.7e308, float("inf")]
     metrics = tuple(("x", value, step) for step, value in enumerate(values))

@@ -61,7 +61,9 @@ class Store:
         search.restore(past.get(self.study.name, []))
         return search
 
-    def work(self, search: StudySearch, num_trials: int, *, leave_open: int = 0) -> list[Trial]:
+    def work(
+        self, search: StudySearch, num_trials: int, *, leave_open: int = 0, evaluations: int = 0
+    ) -> list[Trial]:
         """Run trials to their end, and leave some without one, as a killed process does."""
         outbox = Outbox(self.directory / "outbox.db")
         writer = RecordWriter(self.client, self.experiment_id, outbox)
@@ -75,6 +77,9 @@ class Store:
             trials.append(trial)
             if index < num_trials:
                 run_trial(job_search, trial)
+                continue
+            for number in range(1, evaluations + 1):
+                job_search.evaluated(trial, report(number, 0.5))
         tracker.close()
         return trials
 
@@ -129,6 +134,17 @@ def test_trials_without_an_end_are_proposed_first_with_their_number_and_run(
     )
     assert len(runs) == 4
     assert all(run.info.status != "RUNNING" for run in runs)
+
+
+def test_a_trial_that_runs_again_has_the_evaluations_of_every_attempt(
+    client: MlflowClient, tmp_path: Path, tiny_dataset: Dataset
+) -> None:
+    store = Store(client, tmp_path, tiny_dataset, make_job(search={"trials": 4}))
+    for num_evaluations in (2, 1, 0):  # each process begins the trial anew, and is killed
+        (trial,) = store.work(store.open_search(), 0, leave_open=1, evaluations=num_evaluations)
+        (found,) = read_past_trials(store.client, store.experiment_id)[store.study.name]
+        assert (found.number, found.state) == (trial.number, TrialState.RUNNING)
+        assert [one.step for one in found.reports] == [10, 20]
 
 
 def test_a_past_trial_has_its_evaluations_and_its_time(

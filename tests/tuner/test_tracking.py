@@ -293,12 +293,13 @@ def test_a_record_that_the_store_refuses_is_told_at_the_end(
 
 
 def test_an_artefact_is_written_when_its_store_is_back(
-    client: MlflowClient, tmp_path: Path, tiny_dataset: Dataset
+    client: MlflowClient, tmp_path: Path, tiny_dataset: Dataset, caplog: pytest.LogCaptureFixture
 ) -> None:
     in_the_way = tmp_path / "artifacts"
     in_the_way.write_text("away")
     logged = LoggedJob(client, tmp_path, tiny_dataset)
-    time.sleep(1.0)
+    while "an artefact cannot be written, trying again" not in caplog.text:
+        time.sleep(0.05)
     in_the_way.unlink()
     logged.tracker.close()
     (study,) = logged.runs("study")
@@ -313,6 +314,8 @@ def test_an_artefact_that_cannot_be_written_is_told_at_the_end(
     logged = LoggedJob(client, tmp_path, tiny_dataset)
     with pytest.raises(TrackingError, match=r"^tracking: an artefact cannot be written \("):
         logged.tracker.close()
+    assert [run.info.status for run in logged.runs("study")] == ["RUNNING"]
+    assert Outbox(logged.outbox).waiting() == []  # it holds nothing else back
 
 
 @pytest.mark.parametrize(
