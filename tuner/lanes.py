@@ -9,7 +9,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import ray
 from ray.exceptions import RayActorError
@@ -84,8 +84,8 @@ def open_lanes(
 ) -> Iterator[None]:
     """Start the lanes, and end them when the context ends.
 
-    Runs that have not ended `CLOSE_TIMEOUT_S` later are killed: a thread that still waited for one
-    when Ray shuts down would take this process with it.
+    Runs that have not ended `CLOSE_TIMEOUT_S` later, or at once where the queue has died, are
+    killed: a thread that still waited for one when Ray shuts down would take this process with it.
 
     Args:
         lanes: how many, and of what size.
@@ -116,10 +116,12 @@ def open_lanes(
         yield
     finally:
         closing.set()
-        with suppress(RayActorError):  # the queue is dead, and its lanes have gone with it
+        deadline = time.monotonic() + CLOSE_TIMEOUT_S
+        try:
             ray.get(queue.cancel_all.remote("the job has ended"))
             ray.get(queue.close.remote())
-        deadline = time.monotonic() + CLOSE_TIMEOUT_S
+        except RayActorError:  # the queue is dead: Ray Train would only start its lanes again
+            deadline = time.monotonic()
         for thread in threads:
             thread.join(max(deadline - time.monotonic(), 0.0))
         for run, thread in zip(runs, threads, strict=True):
