@@ -154,11 +154,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     (directory / "slow.py").write_text(SLOW)
     found = Place(directory)
     yield found
-    no_process_is_left(found.killed)
     for process in found.started:
         if process.poll() is None:  # a test has failed
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+    no_process_is_left(found.killed)
 
 
 @pytest.fixture(scope="module")
