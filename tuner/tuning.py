@@ -132,7 +132,8 @@ def run_job(
             experiment = past.experiment or _create_experiment(client, job, storage)
             root = join(storage, job.name, experiment.experiment_id)
             store_job(job, digests, root)
-            mark_described(client, experiment.experiment_id, described=False)
+            if past.described:
+                mark_described(client, experiment.experiment_id, described=False)
             run = JobRun(
                 job,
                 job_file,
