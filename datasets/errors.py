@@ -1,6 +1,13 @@
 """The faults a user can mend. Every message names file, field, value and the fix, on one line."""
 
-__all__ = ["DatasetError", "OutputExistsError", "PwiserError", "SchemaError", "TableError"]
+__all__ = [
+    "DatasetError",
+    "OutputExistsError",
+    "PwiserError",
+    "SchemaError",
+    "TableError",
+    "one_line",
+]
 
 
 class PwiserError(Exception):
@@ -21,3 +28,8 @@ class DatasetError(PwiserError):
 
 class OutputExistsError(PwiserError):
     """An output directory that is already there."""
+
+
+def one_line(error: BaseException, max_characters: int | None = 200) -> str:
+    """Put what another library raised on one line, its beginning if it is long."""
+    return " ".join(str(error).split())[:max_characters]

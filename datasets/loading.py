@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datasets.encoder import Encoder
-from datasets.errors import DatasetError
+from datasets.errors import DatasetError, one_line
 from datasets.filesystem import Location
 from datasets.manifest import FileSum, Manifest
 from datasets.pipeline import map_in_order
@@ -259,7 +259,7 @@ class SplitReader:
         impressions.conversions_N[start:stop] = rows.column(CONVERSION).to_numpy()
 
     def _unreadable(self, part: Location, error: Exception) -> DatasetError:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         return DatasetError(
             f"{self._uri}: cannot read {part.path} ({reason}); prepare the dataset again"
         )

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from datasets.errors import DatasetError
+from datasets.errors import DatasetError, one_line
 from datasets.filesystem import Location
 from datasets.numerical import NumericalStatistics
 from datasets.schema import Schema
@@ -105,7 +105,7 @@ class Manifest(BaseModel):
             exists, is_dataset = directory.exists(), file.is_file()
             content = file.read_bytes() if is_dataset else b""
         except OSError as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error)
             raise DatasetError(
                 f"{shown}: cannot be read ({reason}); check the address and the credentials"
             ) from error

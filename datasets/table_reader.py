@@ -13,7 +13,7 @@ import pyarrow.csv as pacsv
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from datasets.errors import TableError
+from datasets.errors import TableError, one_line
 from datasets.filesystem import Location, locate
 
 __all__ = ["RawBatch", "RowSource", "open_table", "open_tables"]
@@ -103,10 +103,6 @@ def open_tables(given: str | Path) -> tuple[RowSource, ...]:
     return tuple(open_table(f"{prefix}{name}") for name in names)
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
-
-
 class _ParquetTable:
     def __init__(self, name: str, location: Location) -> None:
         self.name = name
@@ -122,7 +118,7 @@ class _ParquetTable:
             )
         except (pa.ArrowException, OSError) as error:
             raise TableError(
-                f"{self.name}: not readable as Parquet ({_one_line(error)}); write the file again"
+                f"{self.name}: not readable as Parquet ({one_line(error)}); write the file again"
             ) from error
 
     def batches(self) -> Iterator[RawBatch]:
@@ -134,7 +130,7 @@ class _ParquetTable:
                     first_row += batch.num_rows
             except (pa.ArrowException, OSError) as error:
                 raise TableError(
-                    f"{self.name}: damaged after row {first_row - 1} ({_one_line(error)}); "
+                    f"{self.name}: damaged after row {first_row - 1} ({one_line(error)}); "
                     "write the file again"
                 ) from error
 
@@ -160,7 +156,7 @@ class _CsvTable:
                 header = next((row for row in csv.reader(text) if row), None)
         except (csv.Error, OSError) as error:
             raise TableError(
-                f"{self.name}: not readable as CSV ({_one_line(error)}); give CSV or Parquet"
+                f"{self.name}: not readable as CSV ({one_line(error)}); give CSV or Parquet"
             ) from error
         if header is None:
             raise TableError(f"{self.name}: the file is empty; give a file with a header and rows")
@@ -192,7 +188,7 @@ class _CsvTable:
             raise self._explain(error, first_row - 1) from error
 
     def _explain(self, error: Exception, rows_read: int) -> TableError:
-        reason = _one_line(error)
+        reason = one_line(error)
         if "UTF8" in reason or isinstance(error, UnicodeDecodeError):
             return TableError(
                 f"{self.name}: a cell after row {rows_read} is not UTF-8 text; "

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from datasets.dataset import Dataset
 from datasets.digest import RowSum, dataset_digest
-from datasets.errors import DatasetError
+from datasets.errors import DatasetError, one_line
 from datasets.filesystem import Location, locate
 from datasets.manifest import SplitSummary
 from datasets.pipeline import map_in_order
@@ -131,7 +131,7 @@ class _Validation:
                     self.done += batch.rows.rows
                     self.report(ProgressReport("validating rows", self.done, self.total))
             except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-                reason = " ".join(str(error).split())[:200]
+                reason = one_line(error)
                 content.faults.append(f"{part}: not readable ({reason})")
             content.faults = content.faults[:1]  # the first rows that are wrong name the rest
             found.merge(content)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datasets.category import Categories
-from datasets.errors import DatasetError
+from datasets.errors import DatasetError, one_line
 from datasets.filesystem import HashingSink, Location
 from datasets.manifest import FileSum
 
@@ -146,7 +146,7 @@ def read_vocabularies(
         table = pq.read_table(pa.BufferReader(content))
         names, values = table["field"].to_pylist(), table["value"].to_pylist()
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise DatasetError(
             f"{source.path}: cannot read the vocabularies ({reason}); prepare the dataset again"
         ) from error

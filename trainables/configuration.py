@@ -20,7 +20,7 @@ from pydantic import (
     create_model,
 )
 
-from datasets import PwiserError
+from datasets.errors import PwiserError, one_line
 from trainables.execution import Folding, Precision
 from trainables.models import MODELS, Inputs
 from trainables.optimizers import EmbeddingOptimizer
@@ -248,7 +248,7 @@ def build_model(configuration: TrialConfiguration, inputs: Inputs) -> torch.nn.M
     try:
         return find_model(configuration.model)(inputs, **configuration.model_settings)
     except (TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error, None)
         raise ConfigurationError(f"model: {configuration.model}: {reason}") from error
 
 

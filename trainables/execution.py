@@ -6,8 +6,10 @@ docs/performance.md.
 
 import contextlib
 import ctypes
+import math
 import os
 import sys
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -18,13 +20,13 @@ from torch import nn
 from trainables.models.embedding import FeatureEmbedding
 
 __all__ = [
-    "MEMORY_SHARE",
     "Folding",
     "Precision",
     "compute_dtype",
     "fits_in_memory",
     "fold_embeddings",
     "keep_freed_memory",
+    "memory_limits",
 ]
 
 Folding = Literal["auto", "on", "off"]
@@ -100,18 +102,27 @@ def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if has_bfloat16 else torch.float32
 
 
-def fits_in_memory(size_bytes: int, device: torch.device, gpu_share: float = 1.0) -> bool:
+def fits_in_memory(size_bytes: int, limits: Iterable[int]) -> bool:
     """Whether a dataset is held in memory rather than streamed, where the job leaves it open.
 
-    It may take half of what this process may use: the node's memory, or less where a container has
-    a limit; on a GPU also half of this process's share of the GPU's.
+    Args:
+        size_bytes: of what is to be held at once.
+        limits: in bytes, of every memory that has to hold it: it may take half of each.
+    """
+    return size_bytes <= MEMORY_SHARE * min(limits, default=math.inf)
+
+
+def memory_limits(device: torch.device, gpu_share: float = 1.0) -> list[int]:
+    """List what this process may use, in bytes.
+
+    The node's memory, or less where a container has a limit; on a GPU its share of the GPU's, too.
     """
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
         limits.append(int(CGROUP_LIMIT.read_text()))
     if device.type == "cuda":
         limits.append(int(gpu_share * torch.cuda.get_device_properties(device).total_memory))
-    return size_bytes <= MEMORY_SHARE * min(limits)
+    return limits
 
 
 @cache

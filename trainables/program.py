@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from datasets.errors import one_line
 from trainables.checkpoint import CheckpointError, load_checkpoint
 from trainables.metrics import probabilities
 
@@ -70,7 +71,7 @@ def write_program(directory: Path, program: ProgramFormat) -> None:
                     exported, (), path, input_names=INPUTS, output_names=names, external_data=False
                 )
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise CheckpointError(
             f"--format {program}: {configuration.model!r} cannot be exported "
             f"({type(error).__name__}: {reason}); use --format safetensors"

@@ -13,6 +13,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
+from datasets.errors import one_line
 from trainables.checkpoint import CheckpointError
 from trainables.optimizers import Optimizers
 
@@ -98,7 +99,7 @@ class TrainingState:
             if RANDOM_CUDA in self.tensors and torch.cuda.is_available():
                 torch.cuda.set_rng_state(self.tensors[RANDOM_CUDA])
         except (RuntimeError, KeyError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error)
             raise CheckpointError(f"a training state of another trial ({reason})") from error
 
     def save(self, directory: Path) -> None:
@@ -122,7 +123,7 @@ class TrainingState:
             position = TypeAdapter(Position).validate_json(notes.pop(POSITION))
             return cls(tensors, position, notes)
         except (OSError, safetensors.SafetensorError, KeyError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error)
             raise CheckpointError(
                 f"{directory / STATE_FILE}: cannot be read as a training state ({reason})"
             ) from error

@@ -19,7 +19,7 @@ Keep = Literal["winners", "all"]
 logger = logging.getLogger(__name__)
 
 
-def kept_trials(trials: list[Trial], keep: Keep) -> list[Trial]:
+def kept_trials(trials: Iterable[Trial], keep: Keep) -> list[Trial]:
     """List the trials of one study whose checkpoints are kept: its winner so far and its baseline.
 
     A failed trial's checkpoint is never kept.
@@ -27,7 +27,7 @@ def kept_trials(trials: list[Trial], keep: Keep) -> list[Trial]:
     usable = [trial for trial in trials if trial.usable]
     if keep == "all":
         return usable
-    winner = choose_winner(trials)
+    winner = choose_winner(usable)
     return [trial for trial in usable if trial.baseline or trial is winner]
 
 
@@ -120,8 +120,7 @@ class CheckpointKeeper:
         """Every loser is gone by now."""
 
     def _kept(self, trials: Iterable[Trial]) -> set[str]:
-        by_number = sorted(trials, key=lambda trial: trial.number)  # as ties are decided elsewhere
-        return {trial.id for trial in kept_trials(by_number, self._keep)} | self._marked
+        return {trial.id for trial in kept_trials(trials, self._keep)} | self._marked
 
     def _remove_losers(self, study: Study) -> None:
         stored = self._stored[study]

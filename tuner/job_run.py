@@ -31,7 +31,7 @@ from tuner.search import StudySearch
 from tuner.stopping import SECONDS_PER_HOUR, StopRequests
 from tuner.stopwatch import Stopwatch
 from tuner.storage import discard, join
-from tuner.study import Trial, choose_winner
+from tuner.study import Trial, choose_winners
 from tuner.tracking import Tracker
 from tuner.trial import LaneTrial
 from tuner.tune_adapters import JobScheduler, JobSearcher, keep_credentials
@@ -303,11 +303,11 @@ class JobRun:
         self, search: JobSearch, queue: ray.actor.ActorHandle, tracker: Tracker
     ) -> list[Trial]:
         """Test and mark every dataset's winner, then complain of those that have none."""
-        winners: list[Trial] = []
+        winners = choose_winners(search.trials)
         missing = []
         for dataset in self._datasets:
             trials = [trial for trial in search.trials if trial.study.dataset == dataset]
-            winner = choose_winner(trials)
+            winner = winners.get(dataset)
             if winner is None:
                 reasons = {trial.failure or str(trial.state) for trial in trials} or {"none ran"}
                 missing.append(f"{dataset}: no trial ended well ({'; '.join(sorted(reasons))})")
@@ -320,10 +320,9 @@ class JobRun:
                     trial.test_metrics = self._test(trial, queue)
                     tracker.log_test(trial)
             tracker.log_winner(winner, baseline)
-            winners.append(winner)
         if missing:
             raise JobFailedError("; ".join(missing))
-        return winners
+        return list(winners.values())
 
     def _make_test(self, trial: Trial) -> TestTask:
         return TestTask(

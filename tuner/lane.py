@@ -24,7 +24,7 @@ from datasets import Dataset, open_dataset
 from trainables.batches import WINDOWS_HELD, DeviceImpressions, Rows, StreamedRows, inputs_of
 from trainables.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from trainables.configuration import TrialConfiguration
-from trainables.execution import fits_in_memory
+from trainables.execution import fits_in_memory, memory_limits
 from trainables.metrics import evaluate
 from trainables.models import Inputs
 from trainables.training import Evaluation, Training, TrainingError, predict_logits
@@ -271,7 +271,8 @@ class _Lane:
         device = self.workers.device
         size_bytes = sum(dataset.size_bytes(name) for name in {"train", "valid", split})
         if reading.mode == "memory" or (
-            reading.mode == "auto" and fits_in_memory(size_bytes, device, self.gpu_share)
+            reading.mode == "auto"
+            and fits_in_memory(size_bytes, memory_limits(device, self.gpu_share))
         ):
             return DeviceImpressions.from_impressions(dataset.load_shared(split), device)
         return StreamedRows(

@@ -16,6 +16,7 @@ from ray.exceptions import RayActorError
 from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from datasets.errors import one_line
 from tuner.cluster import Lanes
 from tuner.lane import LaneSettings, run_lane
 from tuner.lane_backend import SeparateWorkersConfig
@@ -164,7 +165,7 @@ class _Run:
             except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever ends it
                 if closing.is_set():  # Ray, too, may have ended: it raises SystemExit in threads
                     return None
-                reason = " ".join(str(error).split())
+                reason = one_line(error, None)
                 try:
                     ray.get([self._queue.lose_lane.remote(name) for name in self.names])
                     before, num_finished = num_finished, self._num_finished()

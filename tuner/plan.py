@@ -8,7 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from datasets import Dataset
-from trainables.execution import MEMORY_SHARE
+from trainables.execution import fits_in_memory
 from tuner.cluster import Lanes, Node
 from tuner.errors import ClusterError
 from tuner.job import Job
@@ -242,9 +242,10 @@ def _lane_plan(
 def _held_bytes(job: Job, dataset: Dataset, limits: Sequence[int]) -> int:
     """What is held of a dataset in memories of these sizes; nothing where it is streamed."""
     size_bytes = sum(dataset.size_bytes(split) for split in ("train", "valid"))
-    limit_bytes = MEMORY_SHARE * min(limits, default=math.inf)
-    too_large = job.data.mode == "auto" and size_bytes > limit_bytes
-    return 0 if job.data.mode == "stream" or too_large else size_bytes
+    held = job.data.mode == "memory" or (
+        job.data.mode == "auto" and fits_in_memory(size_bytes, limits)
+    )
+    return size_bytes if held else 0
 
 
 def _memory_obstacles(plan: LanePlan, nodes: Sequence[Node]) -> list[str]:

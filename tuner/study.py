@@ -1,6 +1,6 @@
 """A study: the search for one pair of a dataset and a model, and what became of its trials."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar
@@ -9,7 +9,15 @@ from trainables.configuration import TrialConfiguration
 from tuner.messages import Report
 from tuner.objective import Objective, objective_values, score
 
-__all__ = ["PastTrial", "Study", "Trial", "TrialState", "choose_winner", "short_params"]
+__all__ = [
+    "PastTrial",
+    "Study",
+    "Trial",
+    "TrialState",
+    "choose_winner",
+    "choose_winners",
+    "short_params",
+]
 
 
 class TrialState(StrEnum):
@@ -154,15 +162,24 @@ def short_params(params: Mapping[str, object]) -> list[str]:
     ]
 
 
-def choose_winner(trials: list[Trial]) -> Trial | None:
-    """Choose the trial with the best evaluation; ties go to the earlier trial.
+def choose_winner(trials: Iterable[Trial]) -> Trial | None:
+    """Choose the trial with the best evaluation; ties go to the lower number.
 
     Pruned and stopped trials count with the evaluations they had; failed ones do not. None if no
-    trial qualifies.
+    trial qualifies. Of trials of several studies ties of equal numbers go to the first in order.
     """
     scores = [
-        (trial.best_score, trial)
+        ((trial.best_score, -trial.number), trial)
         for trial in trials
-        if trial.best_score is not None and trial.state is not TrialState.FAILED
+        if trial.best_score is not None and trial.usable
     ]
     return max(scores, key=lambda scored: scored[0])[1] if scores else None
+
+
+def choose_winners(trials: Iterable[Trial]) -> dict[str, Trial]:
+    """Choose every dataset's winner, by the dataset; one without a usable trial has none."""
+    by_dataset: dict[str, list[Trial]] = {}
+    for trial in trials:
+        by_dataset.setdefault(trial.study.dataset, []).append(trial)
+    winners = {dataset: choose_winner(found) for dataset, found in by_dataset.items()}
+    return {dataset: winner for dataset, winner in winners.items() if winner is not None}

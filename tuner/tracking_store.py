@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from datasets.errors import one_line
 from tuner.errors import JobNotFoundError, TrackingError
 from tuner.storage import absolute_uri, local_path
 
@@ -44,7 +45,7 @@ def tracking_fault(error: Exception) -> TrackingError | None:
     """
     if not type(error).__module__.startswith("mlflow."):
         return None
-    reason = hide_password(" ".join(str(error).split()))
+    reason = hide_password(one_line(error, None))
     return TrackingError(
         f"tracking: the store does not do it ({reason}); check that it is up, and your permissions"
     )

@@ -42,7 +42,7 @@ from tuner.search import StudySearch
 from tuner.stopping import StopRequests
 from tuner.stopwatch import Stopwatch
 from tuner.storage import absolute_uri, join
-from tuner.study import PastTrial, Study, choose_winner
+from tuner.study import PastTrial, Study, choose_winners
 from tuner.tables import evidence_tables, results_tables, time_table
 from tuner.tracking import connect
 from tuner.tracking_store import default_uri
@@ -230,12 +230,11 @@ def _is_finished(client: MlflowClient, job: Job, searches: list[StudySearch], pa
     marked = {
         dataset: record_id(run.data.tags) for dataset, run in find_winners(client, job.name).items()
     }
-    for dataset in {search.study.dataset for search in searches}:
-        found = [search for search in searches if search.study.dataset == dataset]
-        winner = choose_winner([trial for search in found for trial in search.trials])
-        if winner is None or winner.id != marked.get(dataset):
-            return False
-    return True
+    winners = choose_winners(trial for search in searches for trial in search.trials)
+    return all(
+        dataset in winners and winners[dataset].id == marked.get(dataset)
+        for dataset in {search.study.dataset for search in searches}
+    )
 
 
 def _experiment_of(client: MlflowClient, job: Job) -> Experiment | None:

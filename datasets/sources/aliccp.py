@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from datasets.errors import TableError
+from datasets.errors import TableError, one_line
 from datasets.filesystem import locate, refuse_existing, working_directory
 from datasets.join_engine import ROW_GROUP_ROWS, JoinedRows, connect, execute, quoted
 from datasets.labels import ConversionPolicy
@@ -234,7 +234,7 @@ def _explain(file: RawFile, layout: _Layout, error: Exception, rows_read: int) -
                 )
     except OSError:
         pass  # the message of the first error says it
-    reason = " ".join(str(error).split())[:200]
+    reason = one_line(error)
     return TableError(
         f"{file.name}: not readable after row {rows_read} ({reason}); fetch the file again"
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import duckdb
 
-from datasets.errors import TableError
+from datasets.errors import TableError, one_line
 from datasets.join_engine import ROW_GROUP_ROWS, JoinedRows, connect, execute, quoted
 from datasets.progress import ReportProgress
 from datasets.raw_files import RawFile, find_raw_file
@@ -140,7 +140,7 @@ class _Statements:
             execute(self.connection, sql, phase=self.phase, report=self.report)
         except duckdb.Error as error:
             _check_lines(file, num_columns, texts)
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error)
             raise TableError(f"{file.name}: not readable ({reason}); fetch it again") from error
 
 

@@ -48,7 +48,7 @@ from trainables.models import Inputs
 class Slow(nn.Module):
     num_heads = 2
 
-    def __init__(self, inputs: Inputs, *, step_s: float = 0.1) -> None:
+    def __init__(self, inputs: Inputs, *, step_s: float = 0.06) -> None:
         super().__init__()
         self.step_s = step_s
         self.linear = nn.Linear(inputs.num_numericals, 2)

@@ -2,15 +2,20 @@ import pytest
 
 from trainables import TrialConfiguration
 from tuner.messages import Report
-from tuner.study import Study, Trial, TrialState, choose_winner
+from tuner.study import Study, Trial, TrialState, choose_winner, choose_winners
 
 STUDY = Study(dataset="us", dataset_uri="/data/us", model="mmoe")
 CONFIGURATION = TrialConfiguration.create("mmoe")
 
 
-def trial(number: int, *values: float, state: TrialState = TrialState.COMPLETE) -> Trial:
+def trial(
+    number: int,
+    *values: float,
+    state: TrialState = TrialState.COMPLETE,
+    study: Study = STUDY,
+) -> Trial:
     made = Trial(
-        study=STUDY,
+        study=study,
         number=number,
         configuration=CONFIGURATION,
         params={},
@@ -71,11 +76,23 @@ def test_the_winner_has_the_best_evaluation_of_all_even_if_it_was_pruned() -> No
     assert choose_winner(trials) is trials[1]
 
 
-def test_ties_go_to_the_earlier_trial() -> None:
+def test_ties_go_to_the_lower_number_whatever_the_order() -> None:
     trials = [trial(0, 0.7), trial(1, 0.8), trial(2, 0.8)]
     assert choose_winner(trials) is trials[1]
+    assert choose_winner(reversed(trials)) is trials[1]
 
 
 def test_a_failed_or_silent_trial_never_wins() -> None:
     assert choose_winner([]) is None
     assert choose_winner([trial(0), trial(1, 0.9, state=TrialState.FAILED)]) is None
+
+
+def test_every_dataset_has_one_winner_over_its_studies() -> None:
+    ple, fr = (
+        Study(dataset=dataset, dataset_uri=f"/data/{dataset}", model="ple")
+        for dataset in ("us", "fr")
+    )
+    better = trial(1, 0.9, study=ple)
+    failed = trial(0, 0.9, state=TrialState.FAILED, study=fr)
+    assert choose_winners([trial(0, 0.8), failed, better, trial(1, 0.7)]) == {"us": better}
+    assert choose_winners([]) == {}
