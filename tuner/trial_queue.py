@@ -35,6 +35,7 @@ class _Entry:
 
     Attributes:
         task: it.
+        submission: which of the queue's submissions it came with.
         messages: for Tune's side.
         changed: told when a lane's side may go on.
         num_reported: evaluations that a lane has reported, whichever.
@@ -48,6 +49,7 @@ class _Entry:
     """
 
     task: Task
+    submission: int
     messages: asyncio.Queue[Report | Ended] = field(default_factory=asyncio.Queue)
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     num_reported: int = 0
@@ -69,6 +71,7 @@ class TrialQueue:
         self._leases: dict[Generation, _Entry] = {}
         self._generations: dict[str, Generation] = {}
         self._num_generations = 0
+        self._num_submissions = 0
         self._finished: Counter[str] = Counter()
         self._lanes: set[str] = set()
         self._changed = asyncio.Condition()
@@ -77,13 +80,22 @@ class TrialQueue:
 
     # Tune's side
 
-    async def submit(self, task: Task) -> None:
-        """Put a task at the end of the queue; after `cancel_all` a trial ends there and then."""
-        entry = self._entries[task.id] = _Entry(task)
+    async def submit(self, task: Task) -> int:
+        """Put a task at the end of the queue; after `cancel_all` a trial ends there and then.
+
+        One of its id that is there still is stopped: nobody would go on with it.
+
+        Returns:
+            The number of the submission, by which its own submitter may cancel it.
+        """
+        await self.cancel(task.id)
+        self._num_submissions += 1
+        entry = self._entries[task.id] = _Entry(task, self._num_submissions)
         if self._stop_reason is not None and isinstance(task, TrialTask):
             self._end(entry, Ended(kind="stopped", reason=self._stop_reason))
         self._waiting.append(entry)
         await _notify(self._changed)
+        return entry.submission
 
     async def next_message(self, task_id: str) -> Report | Ended:
         """Let the task go on after the last message, and wait for its next one."""
@@ -94,10 +106,16 @@ class TrialQueue:
         entry.num_delivered += 1
         return message
 
-    async def cancel(self, task_id: str) -> None:
-        """Stop a task wherever it is, and forget it; harmless for one that has ended."""
-        entry = self._entries.pop(task_id, None)
-        if entry is not None:
+    async def cancel(self, task_id: str, submission: int | None = None) -> None:
+        """Stop a task wherever it is, and forget it; harmless for one that has ended.
+
+        Args:
+            task_id: of the task.
+            submission: only if it is there by this one; whichever if left out.
+        """
+        entry = self._entries.get(task_id)
+        if entry is not None and submission in {None, entry.submission}:
+            del self._entries[task_id]
             await self._stop(entry)
 
     async def cancel_all(self, reason: str) -> None:

@@ -213,35 +213,41 @@ class Server:
         self.process.wait()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def server(place: Place) -> Iterator[Callable[[], Server]]:
-    """Start a server; it is killed in the end."""
-    started: list[Server] = []
+    """Give the server, from the first call on; it is killed in the end."""
 
-    def start() -> Server:
-        started.append(Server(place))
-        return started[-1]
+    @cache
+    def started() -> Server:
+        return Server(place)
 
-    yield start
-    for one in started:
-        one.kill()
+    yield started
+    if started.cache_info().currsize:
+        started().kill()
 
 
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch, place: Place) -> Iterator[Callable[[], Cluster]]:
-    """Start a cluster of two nodes, with room for a lane on each; it is stopped in the end."""
+@pytest.fixture(scope="module")
+def cluster(place: Place) -> Iterator[Callable[[], Cluster]]:
+    """Give a cluster of two nodes, from the first call on, with room for a lane on each.
+
+    A node that has been killed is replaced; the cluster is stopped in the end.
+    """
+
+    @cache
+    def started() -> Cluster:
+        return Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+
+    def whole() -> Cluster:
+        if not started().worker_nodes:
+            started().add_node(num_cpus=1)
+        return started()
+
     paths = [str(place.directory), *filter(None, sys.path)]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
-    started: list[Cluster] = []
-
-    def start() -> Cluster:
-        started.append(Cluster(initialize_head=True, head_node_args={"num_cpus": 1}))
-        started[-1].add_node(num_cpus=1)
-        return started[-1]
-
-    yield start
-    for one in started:
-        one.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(paths))
+        yield whole
+    if started.cache_info().currsize:
+        started().shutdown()
 
 
 def facts(run: Run) -> tuple[dict[str, str], str, dict[str, float]]:

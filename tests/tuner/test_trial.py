@@ -17,7 +17,7 @@ from tuner.cluster import connected
 from tuner.job import Job
 from tuner.job_search import MAX_RESTARTS, JobSearch
 from tuner.lanes import queue_actor
-from tuner.messages import Report, TrialTask
+from tuner.messages import Generation, Report, TrialTask
 from tuner.search import StudySearch
 from tuner.study import Study, Trial, TrialState
 from tuner.trial import LaneTrial
@@ -75,6 +75,72 @@ def serve(queue: ray.actor.ActorHandle, told: list[tuple[str, bool]], num_deaths
         ray.get(queue.finish.remote(lane))
 
 
+def serve_in_step(queue: ray.actor.ActorHandle, told: list[str]) -> None:
+    """Be two lanes: a Tune actor dies, and the other trial ends before a new one can be up."""
+    lanes = [ray.get(queue.join.remote(name)) for name in ("one", "two")]
+    for lane in lanes:
+        assert ray.get(queue.take.remote(lane, timeout_s=60)) is not None
+    kill_tune_actor()
+    time.sleep(0.5)
+    for lane in lanes:
+        ray.get(queue.report.remote(lane, evaluation(1, last=True)))
+        ray.get(queue.finish.remote(lane))
+    threads = [threading.Thread(target=serve_slowly, args=(queue, lane, told)) for lane in lanes]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def serve_slowly(queue: ray.actor.ActorHandle, lane: Generation, told: list[str]) -> None:
+    """Be a lane whose trials last until every Tune actor that has been started is up."""
+    while (task := ray.get(queue.take.remote(lane, timeout_s=60))) != CLOSED:
+        if task is None:
+            continue
+        told.append(task.id)
+        for index in range(1, 10):
+            time.sleep(0.4)
+            if not ray.get(queue.report.remote(lane, evaluation(index, last=index == 9))):
+                break
+        ray.get(queue.finish.remote(lane))
+
+
+def make_search(num_trials: int) -> JobSearch:
+    settings = {"sampler": "random", "pruner": "none", "trials": num_trials}
+    job = Job.model_validate(
+        {"name": "job", "datasets": ["us"], "models": ["dnn"], "search": settings}
+    )
+    study = Study(dataset="us", dataset_uri="/data/us", model="dnn")
+    return JobSearch([StudySearch(study, job)], [])
+
+
+def run_tune(search: JobSearch, queue: ray.actor.ActorHandle, storage: Path, lanes: int) -> None:
+    """Run the search as a job does."""
+
+    def cancel(trial: Trial) -> bool:
+        ray.get(queue.cancel.remote(trial.id))
+        return True
+
+    searcher = JobSearcher(search, make_task, cancel)
+    tune.Tuner(
+        tune.with_resources(tune.with_parameters(LaneTrial, queue=queue), {"memory": 1}),
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=JobScheduler(searcher, search),
+            num_samples=-1,
+            max_concurrent_trials=lanes,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(storage),
+            verbose=0,
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+        ),
+    ).fit()
+    ray.get(queue.close.remote())
+
+
 @pytest.mark.parametrize(
     ("num_deaths", "failure"), [(1, None), (MAX_RESTARTS + 1, TUNE_ACTOR_DIED)]
 )
@@ -85,35 +151,13 @@ def test_a_trial_whose_tune_actor_dies_is_proposed_again_a_few_times(
     num_deaths: int,
     failure: str | None,
 ) -> None:
-    settings = {"sampler": "random", "pruner": "none", "trials": 3}
-    job = Job.model_validate(
-        {"name": "job", "datasets": ["us"], "models": ["dnn"], "search": settings}
-    )
-    study = Study(dataset="us", dataset_uri="/data/us", model="dnn")
-    search = JobSearch([StudySearch(study, job)], [])
+    search = make_search(3)
     queue, told = queue_actor().remote(), list[tuple[str, bool]]()
-    searcher = JobSearcher(search, make_task, lambda trial: bool(queue.cancel.remote(trial.id)))
     lane = threading.Thread(target=serve, args=(queue, told, num_deaths), daemon=True)
     lane.start()
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     keep_credentials()
-    tune.Tuner(
-        tune.with_resources(tune.with_parameters(LaneTrial, queue=queue), {"memory": 1}),
-        tune_config=tune.TuneConfig(
-            search_alg=searcher,
-            scheduler=JobScheduler(searcher, search),
-            num_samples=-1,
-            max_concurrent_trials=1,
-            reuse_actors=True,
-        ),
-        run_config=tune.RunConfig(
-            name="tune",
-            storage_path=str(tmp_path),
-            verbose=0,
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-        ),
-    ).fit()
-    ray.get(queue.close.remote())
+    run_tune(search, queue, tmp_path, lanes=1)
     lane.join()
     first, *others = search.trials
     assert (first.state, first.failure) == (
@@ -126,3 +170,17 @@ def test_a_trial_whose_tune_actor_dies_is_proposed_again_a_few_times(
     logs = Path(ray._private.worker.global_worker.node.get_logs_dir_path())
     assert "runtime env" in (logs / "runtime_env_agent.log").read_text().lower()
     assert [path for path in logs.rglob("*") if path.is_file() and SECRET in path.read_text()] == []
+
+
+@pytest.mark.timeout(120)
+def test_a_tune_actor_that_is_started_in_vain_takes_no_trial_from_another(
+    ray_session: None, tmp_path: Path
+) -> None:
+    search = make_search(5)
+    queue, told = queue_actor().remote(), list[str]()
+    lanes = threading.Thread(target=serve_in_step, args=(queue, told), daemon=True)
+    lanes.start()
+    run_tune(search, queue, tmp_path, lanes=2)
+    lanes.join()
+    assert [trial.state for trial in search.trials] == [TrialState.COMPLETE] * 5
+    assert len(told) == len(set(told)) == 4  # all but the one that ended beside the dead actor

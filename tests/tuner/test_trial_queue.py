@@ -127,6 +127,28 @@ def test_what_is_stopped_with_the_job_is_interrupted_and_what_is_cancelled_is_no
     run(test())
 
 
+def test_a_task_submitted_again_takes_the_place_of_the_earlier_one() -> None:
+    async def test() -> None:
+        queue = TrialQueue()
+        first, second = await join(queue, "x"), await join(queue, "y")
+        submission = await queue.submit(task())
+        assert await first.take() == task()
+        verdict = asyncio.create_task(first.report(1))
+        await settle()
+        again = await queue.submit(task())
+        assert not await verdict
+        assert await second.take() == task()
+        message = asyncio.create_task(queue.next_message("a"))
+        await queue.cancel("a", submission)  # by whoever submitted it first
+        assert not await second.report(1, last=True)
+        assert await message == report(1, last=True)
+        await queue.cancel("a", again)
+        with pytest.raises(KeyError):
+            await queue.next_message("a")
+
+    run(test())
+
+
 def test_a_take_gives_up_when_its_time_is_up() -> None:
     async def test() -> None:
         queue = TrialQueue()
