@@ -1,13 +1,13 @@
 """Where a training step's time goes, and how near it comes to the machine's ceilings.
 
-    python benchmarks/step_profile.py [--model mmoe] [--clock cpu]
+    python benchmarks/step_profile.py [--model mmoe] [--clock cpu] [--device cuda] [--batch 2048]
 
-Data access, forward, loss, backward and optimiser of one model at the paper's sizes, batch 2048,
-folded or not, in both precisions, and the evaluation of as many impressions. Ceilings: a square
-matrix product of either precision and a copy beyond every cache, measured in the same run. The
-operations are those of the matrix products that the step really does, counted by
-torch.utils.flop_counter. ``--clock cpu`` is for a busy machine: one thread and its CPU time. The
-last line is one line of JSON.
+Data access, forward, loss, backward and optimiser of one model at the paper's sizes, folded or not,
+in both precisions, and the evaluation of as many impressions. Ceilings: a square matrix product of
+either precision and a copy beyond every cache, measured in the same run. The operations are those
+of the matrix products that the step really does, counted by torch.utils.flop_counter. ``--clock
+cpu`` is for a busy machine: one thread and its CPU time. On a GPU every phase waits for the device,
+which a real step does not. The last line is one line of JSON.
 """
 
 import argparse
@@ -22,22 +22,37 @@ import torch
 from run_header import run_header
 from torch.utils.flop_counter import FlopCounterMode
 
-from trainables.configuration import TrialConfiguration, build_model
-from trainables.execution import Folding, fold_embeddings, keep_freed_memory
+from trainables import DeviceImpressions, Inputs, TrainingSettings, TrialConfiguration, Workers
+from trainables.batches import BatchShape
+from trainables.configuration import build_model
+from trainables.execution import compute_dtype, fold_embeddings, keep_freed_memory
 from trainables.loss import training_loss
 from trainables.metrics import evaluate
-from trainables.models import Inputs
+from trainables.optimizers import make_optimizers
 
 SEED = 0
 BATCH = 2_048
-NUM_ROWS = 40 * BATCH
+NUM_ROWS = 81_920
 STEPS = 5
 VOCABULARIES = (6, 13, 101, 9, 41, 21, 7, 61, 31, 101, 17, 81, 11, 51, 25, 71)  # synthetic data's
 PHASES = ("data", "forward", "loss", "backward", "optimiser")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+GEMM_SIZE = {"cpu": 2_048, "cuda": 8_192}
+Clock = Callable[[], float]
 
 
-def best_of(run: Callable[[], object], clock: Callable[[], float], rounds: int = 5) -> float:
+def wall_clock(device: torch.device) -> Clock:
+    """Seconds, once the device has done what it was told."""
+
+    def read() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return read
+
+
+def best_of(run: Callable[[], object], clock: Clock, rounds: int = 5) -> float:
     """Shortest of several calls, in seconds."""
     times = []
     for _ in range(rounds):
@@ -47,83 +62,106 @@ def best_of(run: Callable[[], object], clock: Callable[[], float], rounds: int =
     return min(times[1:])
 
 
-def ceilings(clock: Callable[[], float]) -> dict[str, float]:
+def ceilings(device: torch.device, clock: Clock) -> dict[str, float]:
     """GFLOP/s of a matrix product by precision, and GB/s of a copy (read and write)."""
     figures = {}
+    size = GEMM_SIZE[device.type]
     for name, dtype in PRECISIONS.items():
-        left, right = torch.randn(2_048, 2_048).to(dtype), torch.randn(2_048, 2_048).to(dtype)
+        left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
         seconds = best_of(lambda left=left, right=right: left @ right, clock)
-        figures[name] = 2 * 2_048**3 / seconds / 1e9
-    source = torch.zeros(64 * 1024 * 1024)
+        figures[name] = 2 * size**3 / seconds / 1e9
+    source = torch.zeros(64 * 1024 * 1024, device=device)
     target = torch.zeros_like(source)
     figures["copy"] = 2 * source.nbytes / best_of(lambda: target.copy_(source), clock) / 1e9
     return figures
 
 
 class Step:
-    """One model's training step, as `trainables.training` takes it, in phases."""
+    """A trial's training step at the synthetic data's shape, in phases."""
 
-    def __init__(self, model: str, precision: str, folding: Folding) -> None:
+    def __init__(self, configuration: TrialConfiguration, device: torch.device, batch: int) -> None:
         torch.manual_seed(SEED)
         inputs = Inputs(vocabulary_sizes=VOCABULARIES, num_numericals=63)
-        self.model = build_model(TrialConfiguration.create(model), inputs)
-        fold_embeddings(self.model, folding, BATCH)
-        self.dtype = PRECISIONS[precision]
-        self.optimizer = torch.optim.Adam(self.model.parameters(), weight_decay=1e-6, fused=True)
+        training = configuration.training
+        self.device = device
+        self.dtype = compute_dtype(training.precision, device)
+        self.model = build_model(configuration, inputs).to(device)
+        fold_embeddings(self.model, training.folding, batch)
+        self.optimizers = make_optimizers(
+            self.model,
+            training.embedding_optimizer,
+            learning_rate=training.learning_rate,
+            weight_decay=training.weight_decay,
+            rows_per_step=batch,
+        )
+        loss = configuration.loss
+        self.weights = [
+            torch.tensor(value, device=device) for value in (loss.alpha, loss.m1, loss.m2)
+        ]
         columns = [torch.randint(size, (NUM_ROWS,), dtype=torch.int8) for size in VOCABULARIES]
-        self.ids_NF = torch.stack(columns, 1)
-        self.numericals_ND = torch.randn(NUM_ROWS, 63)
-        self.clicks_N = (torch.rand(NUM_ROWS) < 0.1).to(torch.uint8)
-        self.conversions_N = self.clicks_N * (torch.rand(NUM_ROWS) < 0.3).to(torch.uint8)
-        self.weights = [torch.tensor(value) for value in (0.3, 0.3, 0.1)]
-        self.order = torch.randperm(NUM_ROWS)
-        self.position = 0
+        clicks_N = (torch.rand(NUM_ROWS) < 0.1).to(torch.uint8)
+        conversions_N = clicks_N * (torch.rand(NUM_ROWS) < 0.3).to(torch.uint8)
+        split = DeviceImpressions(
+            torch.stack(columns, 1).to(device),
+            torch.randn(NUM_ROWS, 63, device=device),
+            clicks_N.to(device),
+            conversions_N.to(device),
+        )
+        self.batches = split.batches(
+            BatchShape(steps_per_epoch=NUM_ROWS // batch, rows=batch, seed=SEED),
+            Workers(device=device),
+        )
 
-    def rows(self) -> list[torch.Tensor]:
-        """The next batch."""
-        index = self.order[self.position : self.position + BATCH]
-        self.position = (self.position + BATCH) % NUM_ROWS
-        parts = (self.ids_NF, self.numericals_ND, self.clicks_N, self.conversions_N)
-        return [part[index] for part in parts]
-
-    def logits(self, ids_BF: torch.Tensor, numericals_BN: torch.Tensor) -> torch.Tensor:
+    def logits(self, batch: DeviceImpressions) -> torch.Tensor:
         """The forward pass in the step's precision."""
-        with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
-            logits_BT: torch.Tensor = self.model(ids_BF, numericals_BN)
+        enabled = self.dtype != torch.float32
+        with torch.autocast(self.device.type, self.dtype, enabled=enabled):
+            logits_BT: torch.Tensor = self.model(batch.ids_NF, batch.numericals_ND)
         return logits_BT
 
-    def run(self, clock: Callable[[], float]) -> list[float]:
+    def run(self, clock: Clock) -> list[float]:
         """Take a step; return the seconds of each phase."""
         marks = [clock()]
-        ids_BF, numericals_BN, clicks_B, conversions_B = self.rows()
+        batch = self.batches.next()
         marks.append(clock())
-        logits_BT = self.logits(ids_BF, numericals_BN)
+        logits_BT = self.logits(batch)
         marks.append(clock())
-        losses = training_loss(logits_BT, clicks_B, conversions_B, *self.weights)
+        losses = training_loss(logits_BT, batch.clicks_N, batch.conversions_N, *self.weights)
         marks.append(clock())
-        self.optimizer.zero_grad()
+        self.optimizers.zero_grad()
         losses.total.backward()  # type: ignore[no-untyped-call]
         marks.append(clock())
-        self.optimizer.step()
+        self.optimizers.step()
         marks.append(clock())
         return [after - before for before, after in pairwise(marks)]
+
+    def gflop(self) -> float:
+        """Take a step and count the operations of its matrix products."""
+        with FlopCounterMode(display=False) as counter:
+            self.run(time.perf_counter)
+        return counter.get_total_flops() / 1e9
 
     @torch.no_grad()
     def evaluate(self) -> None:
         """Evaluate as many impressions as a step trains, in float32."""
-        ids_BF, numericals_BN, clicks_B, conversions_B = self.rows()
+        batch = self.batches.next()
         self.model.eval()
-        evaluate(self.model(ids_BF, numericals_BN), clicks_B, conversions_B)
+        logits_BT = self.model(batch.ids_NF, batch.numericals_ND)
+        evaluate(logits_BT, batch.clicks_N, batch.conversions_N)
         self.model.train()
 
 
 def profile(
-    model: str, precision: str, folding: Folding, top: dict[str, float], clock: Callable[[], float]
+    configuration: TrialConfiguration,
+    device: torch.device,
+    batch: int,
+    top: dict[str, float],
+    clock: Clock,
 ) -> dict[str, float]:
     """Print and return one form's figures."""
-    step = Step(model, precision, folding)
-    with FlopCounterMode(display=False) as counter:
-        step.run(clock)
+    precision, folding = configuration.training.precision, configuration.training.folding
+    step = Step(configuration, device, batch)
+    gflop = step.gflop()
     phases = [step.run(clock) for _ in range(STEPS)]
     row = {
         f"{name}_ms": 1e3 * statistics.median(column)
@@ -132,7 +170,7 @@ def profile(
     total_s = statistics.median(sum(times) for times in phases)
     row["step_ms"], row["step_min_ms"] = 1e3 * total_s, 1e3 * min(sum(times) for times in phases)
     row["evaluation_ms"] = 1e3 * best_of(step.evaluate, clock, 4)
-    row["gflop"] = counter.get_total_flops() / 1e9
+    row["gflop"] = gflop
     row["gflop_s"] = row["gflop"] / total_s
     row["share_of_gemm_ceiling"] = row["gflop_s"] / top[precision]
     num_weights = sum(parameter.numel() for parameter in step.model.parameters())
@@ -140,7 +178,7 @@ def profile(
     row["optimiser_gb_s"] = 28 * num_weights / row["optimiser_ms"] / 1e6
     row["loss_share"] = row["loss_ms"] / row["step_ms"]
     row["data_share"] = row["data_ms"] / row["step_ms"]
-    row["impressions_per_s"] = BATCH / total_s
+    row["impressions_per_s"] = batch / total_s
     times = " ".join(f"{name} {row[f'{name}_ms']:.1f}" for name in PHASES)
     print(
         f"{precision:>8}, folding {folding:<4}: step {row['step_ms']:.1f} ms "
@@ -159,13 +197,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="mmoe")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--batch", type=int, default=BATCH)
     arguments = parser.parse_args()
-    clock = time.perf_counter
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no GPU here")
+    device = torch.device(arguments.device)
+    clock = wall_clock(device)
     if arguments.clock == "cpu":
         torch.set_num_threads(1)
         clock = time.process_time
     kept = keep_freed_memory()
-    top = ceilings(clock)
+    top = ceilings(device, clock)
     threads = torch.get_num_threads()
     header = run_header(SEED, "torch", threads=threads, clock=arguments.clock, memory_kept=kept)
     print(
@@ -175,7 +218,11 @@ def main() -> None:
     forms: dict[str, Any] = {}
     for precision in PRECISIONS:
         for folding in ("off", "auto"):
-            row = profile(arguments.model, precision, folding, top, clock)
+            training = TrainingSettings.model_validate(
+                {"precision": precision, "folding": folding, "batch_size": arguments.batch}
+            )
+            configuration = TrialConfiguration.create(arguments.model, training=training)
+            row = profile(configuration, device, arguments.batch, top, clock)
             forms[f"{precision}_{'folded' if folding == 'auto' else 'plain'}"] = row
     print(json.dumps({"model": arguments.model, "ceilings": top, "forms": forms, **header}))
 

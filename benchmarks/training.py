@@ -3,7 +3,8 @@
     pip install 'pwiser-tuner[benchmarks]'
     python benchmarks/training.py                   # on the CPU, torch-rechub beside ours
     python benchmarks/training.py --clock cpu       # on a busy machine: one thread, its CPU time
-    python benchmarks/training.py --device cuda     # on one GPU, batches 2048 and 16384
+    python benchmarks/training.py --device cuda     # on one GPU, batches 2048 and 16384, share of
+                                                    # its ceiling, an epoch of AliExpress-US
 
 Same synthetic impressions in AliExpress's form (16 fields, 63 numericals), same batch, same layer
 sizes, Adam; each figure from a process of its own, ours and theirs in turns, round after round.
@@ -28,6 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from run_header import run_header
+from step_profile import Step, ceilings, wall_clock
 
 from datasets import Impressions, open_dataset
 from datasets.sources.synthetic import synthesize
@@ -39,6 +41,7 @@ from trainables import (
     Workers,
     inputs_of,
 )
+from trainables.execution import compute_dtype
 from trainables.training import train
 
 SEED = 0
@@ -202,7 +205,7 @@ def measure(side: str, size: str, model: str, arguments: argparse.Namespace) -> 
     device = torch.device(arguments.device)
     dataset = open_dataset(arguments.data)
     inputs = inputs_of(dataset)
-    num_rows = ROWS.get((size, arguments.device), GPU_ROWS)
+    num_rows = arguments.rows or ROWS.get((size, arguments.device), GPU_ROWS)
     loaded = {name: dataset.load(name) for name in ("train", "valid")}
     splits = {
         "warm_up": rows_of(loaded["train"], WARM_UP_ROWS),
@@ -260,20 +263,33 @@ def compare(size: str, model: str, rounds: int, *options: str) -> dict[str, floa
     return row
 
 
-def on_gpu(data: str, rounds: int) -> dict[str, Any]:
+def on_gpu(device: torch.device, data: str, rounds: int) -> dict[str, Any]:
     """Print and return our five models' figures at batch 2048 and 16384, and MMoE's epoch."""
-    figures: dict[str, Any] = {}
+    top = ceilings(device, wall_clock(device))
+    ceiling = top["bfloat16" if compute_dtype("auto", device) == torch.bfloat16 else "float32"]
+    print(f"ceiling of matrix products: {ceiling:,.0f} GFLOP/s")
+    figures: dict[str, Any] = {"ceilings": top}
     for batch in (BATCH, 8 * BATCH):
-        options = ("--device", "cuda", "--data", data, "--batch", str(batch))
+        options = ("--device", device.type, "--data", data, "--batch", str(batch))
         print(f"batch {batch:,}")
-        figures[str(batch)] = {
-            model: compare(size, model, rounds, *options)
-            for size, model in CASES
-            if size == "paper"
-        }
-        epoch_s = US_IMPRESSIONS / figures[str(batch)]["mmoe"]["ours"]
-        figures[str(batch)]["us_epoch_s"] = epoch_s
-        print(f"one epoch of {US_IMPRESSIONS:,} impressions, from the rate: {epoch_s:.0f} s")
+        rows: dict[str, Any] = {}
+        for size, model in CASES:
+            if size != "paper":
+                continue
+            row = rows[model] = compare(size, model, rounds, *options)
+            row["gflop"] = Step(
+                our_configuration(size, model, "auto", batch), device, batch
+            ).gflop()
+            row["share_of_gemm_ceiling"] = row["gflop"] * row["ours"] / batch / ceiling
+            print(
+                f"{'':>6} {row['gflop']:,.0f} GFLOP a step, {row['share_of_gemm_ceiling']:.1%} of "
+                "the ceiling",
+                flush=True,
+            )
+        rate = measure_apart("ours", "paper", "mmoe", *options, "--rows", str(US_IMPRESSIONS))
+        rows["us_epoch_s"] = US_IMPRESSIONS / rate["epoch_s"]
+        print(f"an epoch of {US_IMPRESSIONS:,} impressions, mmoe: {rows['us_epoch_s']:.0f} s")
+        figures[str(batch)] = rows
     return figures
 
 
@@ -287,9 +303,12 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=BATCH)
+    parser.add_argument("--rows", type=int, help="impressions of an epoch, if not the usual ones")
     parser.add_argument("--data", help="a prepared synthetic dataset; made where left out")
     parser.add_argument("--only", nargs="*", metavar="SIZE/MODEL", help="cases; all if left out")
     arguments = parser.parse_args()
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no GPU here")
     if arguments.measure:
         print(json.dumps(measure(*arguments.measure, arguments)))
         return
@@ -299,11 +318,12 @@ def main() -> None:
         if not arguments.data:
             synthesize(out=data, impressions=100_000, preset="us", seed=SEED)
         if arguments.device == "cuda":
-            print(json.dumps({"gpu": on_gpu(data, arguments.rounds), **header}))
+            header["gpu_name"] = torch.cuda.get_device_name()
+            figures = on_gpu(torch.device("cuda"), data, arguments.rounds)
+            print(json.dumps({"gpu": figures, **header}))
             return
         print("GPU figures were not run: --device cuda runs them")
-        figures: dict[str, Any] = {"gpu": "not run", **header}
-        figures |= {"paper": {}, "small": {}}
+        figures = {"gpu": "not run", **header, "paper": {}, "small": {}}
         for size, model in CASES:
             if not arguments.only or f"{size}/{model}" in arguments.only:
                 options = ("--data", data, "--batch", str(arguments.batch))

@@ -4,6 +4,8 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
+
 from tuner import trial_queue
 from tuner.messages import Ended, Generation, Report, Task, TestTask, TrialTask
 from tuner.trial_queue import CLOSED, MAX_DEATHS, MAX_DEATHS_AT_ONE_PLACE, TrialQueue
