@@ -20,7 +20,7 @@ test: .venv/installed
 	$(BIN)/mypy
 	$(BIN)/pytest -m "not cluster and not chaos"
 
-# SIGKILL of every part of a running job, 2 * CHAOS_ROUNDS times each (50 rounds of about 70 s by default).
+# SIGKILL of every part of a running job, 2 * CHAOS_ROUNDS times each (50 rounds of about a minute by default).
 chaos: .venv/installed
 	CHAOS_ROUNDS=$(or $(CHAOS_ROUNDS),5) $(BIN)/pytest tests/chaos --durations 10
 
