@@ -16,12 +16,22 @@ SPARSE_MIN_ROWS_PER_LOOKUP = 24
 """Rows of a table per vector looked up in a step from which sparse Adam is quicker on a CPU."""
 
 
+SPARSE_BETAS = (0.0, 0.999)
+"""Decay of sparse Adam's moments.
+
+A gradient moves a row by dense Adam's momentum in the steps that follow, read or not: by
+(1 - beta1) (1 + beta1 + beta1^2 + ...) = 1 in all. Sparse Adam moves it in the steps that read it
+alone, so that a row that is read rarely would move by 1 - beta1 of that. Without momentum it moves
+by all of it at once (measured in docs/performance.md).
+"""
+
+
 class Optimizers:
     """Adam over the dense weights, and sparse Adam over the tables with sparse gradients.
 
-    Sparse Adam (`torch.optim.SparseAdam`) updates weights and moments of the rows that a step reads
-    and of no others: moments of the rest do not decay, and the L2 penalty, which torch's class does
-    not know, falls on the rows that are read, each time they are.
+    Sparse Adam (`torch.optim.SparseAdam`, without momentum) updates weights and second moments of
+    the rows that a step reads and of no others: moments of the rest do not decay, and the L2
+    penalty, which torch's class does not know, falls on the rows that are read, each time they are.
 
     Args:
         model: its sparse tables are marked already.
@@ -44,7 +54,9 @@ class Optimizers:
                 torch.optim.Adam(dense, lr=learning_rate, weight_decay=weight_decay, fused=True)
             )
         if self._tables:
-            self._optimizers.append(torch.optim.SparseAdam(self._tables, lr=learning_rate))
+            self._optimizers.append(
+                torch.optim.SparseAdam(self._tables, lr=learning_rate, betas=SPARSE_BETAS)
+            )
 
     def zero_grad(self) -> None:
         """Forget the gradients."""

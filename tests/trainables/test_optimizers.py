@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from trainables import DeviceImpressions, Inputs, TrainingSettings, TrialConfigu
 from trainables.checkpoint import load_checkpoint, save_checkpoint
 from trainables.configuration import build_model
 from trainables.models.embedding import FeatureEmbedding
-from trainables.optimizers import EmbeddingOptimizer, make_optimizers
+from trainables.optimizers import SPARSE_BETAS, EmbeddingOptimizer, make_optimizers
 from trainables.training import train
 
 SIZES = (7, 5)
@@ -47,12 +48,27 @@ def every_row(num_steps: int) -> torch.Tensor:
     return torch.stack([ids_BF[order] for order in orders])
 
 
-def test_sparse_adam_equals_adam_where_every_row_is_read() -> None:
+def test_sparse_adam_equals_adam_without_momentum_where_every_row_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     batches = every_row(6)
-    dense, sparse = (list(optimize(batches, choice, 0.1)) for choice in ("dense", "sparse"))
+    sparse = list(optimize(batches, "sparse", 0.1))
+    monkeypatch.setattr(torch.optim, "Adam", partial(torch.optim.Adam, betas=SPARSE_BETAS))
+    dense = list(optimize(batches, "dense", 0.1))
     assert not torch.allclose(dense[0], dense[-1], atol=0.01)
     for dense_VE, sparse_VE in zip(dense, sparse, strict=True):
         torch.testing.assert_close(sparse_VE, dense_VE)
+
+
+def test_sparse_adam_moves_a_row_at_once_as_far_as_adam_does_in_the_end() -> None:
+    often, once = torch.tensor([[0, 0]]), torch.tensor([[1, 0]])
+    batches = torch.stack([often] * 1_000 + [once] + [often] * 100)
+    moves = []
+    for choice in ("dense", "sparse"):
+        tables = list(optimize(batches, choice, 0.0))
+        moves.append(tables[-1][1] - tables[1_000][1])
+    torch.testing.assert_close(moves[1], moves[0], rtol=0.02, atol=0.0)
+    assert (moves[1].abs() > 0.1).all()
 
 
 def test_sparse_adam_leaves_rows_alone_that_no_step_reads() -> None:
