@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import quality
 import torch
 from run_header import run_header
 
@@ -51,13 +52,7 @@ ROUNDS = 3
 USERS, ITEMS = 150_000, 50_000
 IMPRESSIONS = 600_000
 LATENTS = 4
-MODEL_SETTINGS = {
-    "embedding_dim": 16,
-    "num_experts": 4,
-    "expert_units": (64, 32),
-    "gate_units": (),
-    "tower_units": (32,),
-}
+MODEL_SETTINGS = quality.MODEL_SETTINGS | {"embedding_dim": 16}
 TRAINING = {"epochs": 2, "batch_size": 512, "evaluate_every": 0.25, "precision": "float32"}
 
 
@@ -81,9 +76,9 @@ def main() -> None:
 def measure_speed() -> list[dict[str, float]]:
     """Time both optimisers over the sizes and print a table."""
     found = []
+    lookups = FIELDS * BATCH
     for width, sizes in SIZES.items():
         for size in sizes:
-            lookups = FIELDS * BATCH
             times: dict[str, list[float]] = {choice: [] for choice in CHOICES}
             for _ in range(ROUNDS):
                 for choice in CHOICES:

@@ -108,7 +108,8 @@ def measure_ours(
     """Seconds of a trial's second epoch, and with its evaluation."""
     workers = Workers(device=device)
     on_device = {
-        name: DeviceImpressions.from_impressions(split, device) for name, split in splits.items()
+        name: DeviceImpressions.from_impressions(splits[name], device)
+        for name in ("train", "valid")
     }
     marks: list[float] = []  # after every step, and at every evaluation's end
     trained_s, evaluated_s = [0.0], [0.0]

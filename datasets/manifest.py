@@ -144,7 +144,7 @@ def _checked(text: bytes) -> dict[str, Any]:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"content: invalid JSON: {' '.join(str(error).split())}") from error
+        raise ValueError(f"content: invalid JSON: {one_line(error, None)}") from error
     if not isinstance(content, dict):
         raise ValueError("content: is no JSON object")
     checksum = content.pop(CHECKSUM, None)

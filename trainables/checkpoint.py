@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from datasets import DatasetError, Encoder, PwiserError
+from datasets.errors import one_line
 from trainables.configuration import (
     ConfigurationError,
     TrialConfiguration,
@@ -93,7 +94,7 @@ def load_checkpoint(
     except (OSError, safetensors.SafetensorError, RuntimeError) as error:
         raise CheckpointError(
             f"{directory / WEIGHTS_FILE}: cannot be read as the weights of {configuration.model!r} "
-            f"({' '.join(str(error).split())[:300]}); export it again"
+            f"({one_line(error, 300)}); export it again"
         ) from error
     return configuration, inputs, model.to(device).eval()
 
