@@ -120,15 +120,28 @@ class DeviceImpressions:
     def __len__(self) -> int:
         return len(self.clicks_N)
 
+    def clone(self) -> "DeviceImpressions":
+        """Copy into memory of its own."""
+        return DeviceImpressions(*(column.clone() for column in self._columns))
+
+    def copy_(self, other: "DeviceImpressions") -> None:
+        """Take over the values of as many rows."""
+        for column, values in zip(self._columns, other._columns, strict=True):
+            column.copy_(values)
+
     def rows(self, index: torch.Tensor | slice) -> "DeviceImpressions":
         """Select rows, in the order of `index`."""
         return DeviceImpressions(
             *(
                 # Row by row: indexing by a tensor goes element by element, 4 times as long.
                 column[index] if isinstance(index, slice) else column.index_select(0, index)
-                for column in (self.ids_NF, self.numericals_ND, self.clicks_N, self.conversions_N)
+                for column in self._columns
             )
         )
+
+    @property
+    def _columns(self) -> tuple[torch.Tensor, ...]:
+        return (self.ids_NF, self.numericals_ND, self.clicks_N, self.conversions_N)
 
     def batches(self, shape: BatchShape, workers: Workers) -> Batches:
         """All workers hold the same rows and permute them alike; each takes its slice of a batch.
@@ -285,9 +298,5 @@ class _StreamedBatches:
 
 
 def _joined(parts: list[DeviceImpressions]) -> DeviceImpressions:
-    return DeviceImpressions(
-        torch.cat([part.ids_NF for part in parts]),
-        torch.cat([part.numericals_ND for part in parts]),
-        torch.cat([part.clicks_N for part in parts]),
-        torch.cat([part.conversions_N for part in parts]),
-    )
+    columns = zip(*(part._columns for part in parts), strict=True)
+    return DeviceImpressions(*(torch.cat(column) for column in columns))

@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from datasets.errors import PwiserError, one_line
-from trainables.execution import Folding, Precision
+from trainables.execution import CudaGraph, Folding, Precision
 from trainables.models import MODELS, Inputs
 from trainables.optimizers import EmbeddingOptimizer
 
@@ -85,6 +85,12 @@ class TrainingSettings(Settings):
         "auto",
         description="of embeddings into the first layer, which changes the speed alone; "
         "auto folds the fields whose vocabularies are small enough for it",
+    )
+    cuda_graph: CudaGraph = Field(
+        "auto",
+        description="whether a GPU with dense Adam and one worker per lane replays its step as one "
+        "CUDA graph; auto: of the built-in models, on: of your own too, which must not wait for "
+        "the device, off: of none",
     )
     embedding_optimizer: EmbeddingOptimizer = Field(
         "auto",

@@ -1,4 +1,4 @@
-"""How a trial is computed, by measured rules: folding, precision, memory.
+"""How a trial is computed, by measured rules: folding, precision, CUDA graphs, memory.
 
 Nothing here changes what is computed but for rounding. The measurements behind each rule are in
 docs/performance.md.
@@ -17,11 +17,16 @@ from typing import Literal
 import torch
 from torch import nn
 
+from trainables.models import MODELS
 from trainables.models.embedding import FeatureEmbedding
+from trainables.optimizers import Optimizers
+from trainables.workers import Workers
 
 __all__ = [
+    "CudaGraph",
     "Folding",
     "Precision",
+    "captures_steps",
     "compute_dtype",
     "fits_in_memory",
     "fold_embeddings",
@@ -31,6 +36,7 @@ __all__ = [
 
 Folding = Literal["auto", "on", "off"]
 Precision = Literal["auto", "float32", "bfloat16"]
+CudaGraph = Literal["auto", "on", "off"]
 
 GATHER_OPERATIONS = 64
 """What gathering a row costs on a CPU, there and back, per output, in a product's operations."""
@@ -100,6 +106,18 @@ def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
         capabilities = torch.cpu.get_capabilities()
         has_bfloat16 = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
     return torch.bfloat16 if has_bfloat16 else torch.float32
+
+
+def captures_steps(
+    cuda_graph: CudaGraph, model_name: str, optimizers: Optimizers, workers: Workers
+) -> bool:
+    """Whether a training step is captured as a CUDA graph (see `trainables.captured_step`).
+
+    It is so on one GPU with dense Adam: sparse gradients wait for the device, and steps of several
+    workers wait for each other. ``auto`` leaves out a model of the user's own, which may wait too.
+    """
+    possible = workers.device.type == "cuda" and workers.size == 1 and not optimizers.has_sparse
+    return possible and (cuda_graph == "on" or (cuda_graph == "auto" and model_name in MODELS))
 
 
 def fits_in_memory(size_bytes: int, limits: Iterable[int]) -> bool:

@@ -51,12 +51,23 @@ class Optimizers:
         self._optimizers: list[torch.optim.Optimizer] = []
         if dense:
             self._optimizers.append(
-                torch.optim.Adam(dense, lr=learning_rate, weight_decay=weight_decay, fused=True)
+                torch.optim.Adam(
+                    dense,
+                    lr=learning_rate,
+                    weight_decay=weight_decay,
+                    fused=True,
+                    capturable=dense[0].is_cuda,
+                )
             )
         if self._tables:
             self._optimizers.append(
                 torch.optim.SparseAdam(self._tables, lr=learning_rate, betas=SPARSE_BETAS)
             )
+
+    @property
+    def has_sparse(self) -> bool:
+        """Whether there are tables with sparse gradients."""
+        return bool(self._tables)
 
     def zero_grad(self) -> None:
         """Forget the gradients."""

@@ -16,8 +16,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from datasets import PwiserError
 from trainables.batches import BatchShape, DeviceImpressions, Rows
+from trainables.captured_step import CapturedStep
 from trainables.configuration import TrainingSettings, TrialConfiguration, build_model
-from trainables.execution import compute_dtype, fold_embeddings, keep_freed_memory
+from trainables.execution import (
+    captures_steps,
+    compute_dtype,
+    fold_embeddings,
+    keep_freed_memory,
+)
 from trainables.loss import training_loss
 from trainables.metrics import evaluate
 from trainables.models import Inputs
@@ -135,6 +141,7 @@ class Training:
             CheckpointError: if it is the state of another trial.
         """
         state.restore(self.model, self._stepper.optimizers, self._stepper.losses)
+        self._stepper.forget_capture()
         self._position = replace(state.position)
         self._stepper.batches.seek(state.position.step)
         self._draw_apart()
@@ -271,10 +278,24 @@ class _Stepper:
         self.batches = split.batches(shape, workers)
         self.losses = torch.zeros(4, device=device)
         self.one = torch.ones((), device=device)
+        self.captured: CapturedStep | None = None
+        if captures_steps(settings.cuda_graph, configuration.model, self.optimizers, workers):
+            self.captured = CapturedStep(device)
 
     def step(self) -> None:
         """Train on the next batch, without waiting for the device."""
         batch = self.batches.next()
+        if self.captured is None:
+            self._train_on(batch)
+        else:
+            self.captured(self._train_on, batch)
+
+    def forget_capture(self) -> None:
+        """Go on with weights and moments that lie elsewhere."""
+        if self.captured is not None:
+            self.captured.forget()
+
+    def _train_on(self, batch: DeviceImpressions) -> None:
         with torch.autocast(
             self.workers.device.type, self.dtype, enabled=self.dtype != torch.float32
         ):
