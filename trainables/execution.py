@@ -39,7 +39,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 CudaGraph = Literal["auto", "on", "off"]
 
 GATHER_OPERATIONS = 64
-"""What gathering a row costs on a CPU, there and back, per output, in a product's operations."""
+"""What gathering a row costs, there and back, per output, in a product's operations."""
 FOLD_SLACK = 1.15
 """A folded block may cost this much more operations than a plain one: it has no lookup."""
 FOLD_MIN_SAVING = 0.3
@@ -74,20 +74,19 @@ def _blocks_to_fold(embedding: FeatureEmbedding, rows_per_step: int) -> list[int
     """Choose by operations per output of the first layer, forward and backward.
 
     A plain block of width S takes three products of rows_per_step x S. A folded one of R indicators
-    takes three of R x E for the folding (E the embedding's width), and two of rows_per_step x R;
-    on a CPU a categorical field's rows are gathered instead.
+    takes three of R x E for the folding (E the embedding's width), and to read them: two products
+    of rows_per_step x R (numericals), or the gathering of a row per id. On a GPU, where products
+    are cheap and every operation costs a launch, nothing is folded.
     """
+    if embedding.offsets_F.is_cuda:
+        return []
     plain = [6 * rows_per_step * width for width in embedding.block_widths]
+    reading = [GATHER_OPERATIONS * rows_per_step * length for length in embedding.bag_lengths]
+    reading += [4 * rows_per_step * count for count in embedding.block_indicators[len(reading) :]]
     folded = [
-        (4 * rows_per_step + 6 * embedding.embedding_dim) * count
-        for count in embedding.block_indicators
+        6 * embedding.embedding_dim * count + cost
+        for count, cost in zip(embedding.block_indicators, reading, strict=True)
     ]
-    if embedding.offsets_F.device.type == "cpu":
-        fields = zip(embedding.vocabulary_sizes, embedding.bag_lengths, strict=True)
-        folded[: len(embedding.vocabulary_sizes)] = [
-            GATHER_OPERATIONS * rows_per_step * length + 6 * embedding.embedding_dim * size
-            for size, length in fields
-        ]
     blocks = [block for block, cost in enumerate(folded) if cost <= FOLD_SLACK * plain[block]]
     saved = sum(plain[block] - folded[block] for block in blocks)
     return blocks if saved >= FOLD_MIN_SAVING * sum(plain) else []

@@ -17,8 +17,8 @@ keeps it. Both sides compare the very same numbers, so that ties fall the same w
 float64 and around the mean score of V, since the expanded squares cancel. Shapes depend on N alone
 and nothing waits for the device.
 
-Shape suffixes: N impressions of the global batch, A the two anchor kinds (C, U), B batch of this
-rank, T heads, W ranks.
+Shape suffixes: N impressions of the global batch, A the two anchor kinds (C, U), K all three (V, C,
+U), L labels, P powers, X = A * N, B batch of this rank, T heads, W ranks.
 """
 
 from typing import Literal, NamedTuple, get_args
@@ -80,12 +80,13 @@ def training_loss(
     Raises:
         ValueError: T is neither 1 nor 2, or ``gate`` is no option.
     """
+    _check_gate(gate)
     logits_BT = _at_least_float32(logits_BT)
-    bce = binary_cross_entropy(logits_BT, clicks_B, conversions_B)
-    ranking = pwiser(
-        torch.sigmoid(logits_BT[:, 0]), clicks_B, conversions_B, m1, m2, gate=gate, group=group
+    return Losses(
+        *_TrainingLoss.apply(  # type: ignore[no-untyped-call]
+            logits_BT, clicks_B, conversions_B, alpha, m1, m2, gate, group
+        )
     )
-    return Losses(bce + alpha * ranking, bce.detach(), ranking.detach())
 
 
 def binary_cross_entropy(logits_BT: Tensor, clicks_B: Tensor, conversions_B: Tensor) -> Tensor:
@@ -102,12 +103,9 @@ def binary_cross_entropy(logits_BT: Tensor, clicks_B: Tensor, conversions_B: Ten
     Raises:
         ValueError: T is neither 1 nor 2.
     """
-    num_heads = logits_BT.shape[1]
-    if num_heads not in {1, 2}:
-        raise ValueError(f"logits_BT must have 1 or 2 columns, got {num_heads}")
     logits_BT = _at_least_float32(logits_BT)
-    labels_BT = torch.stack([clicks_B, conversions_B][:num_heads], dim=1)
-    return functional.binary_cross_entropy_with_logits(logits_BT, labels_BT.to(logits_BT.dtype))
+    labels_BT = _labels(logits_BT, clicks_B, conversions_B)
+    return functional.binary_cross_entropy_with_logits(logits_BT, labels_BT)
 
 
 def pwiser(
@@ -148,13 +146,47 @@ def pwiser(
     Raises:
         ValueError: ``gate`` is no option.
     """
-    if gate not in get_args(Gate):
-        raise ValueError(f"gate must be one of {', '.join(get_args(Gate))}, got {gate!r}")
+    _check_gate(gate)
     scores_N = _at_least_float32(scores_N)
     loss: Tensor = _Pwiser.apply(  # type: ignore[no-untyped-call]
         scores_N, clicks_N, conversions_N, m1, m2, gate, group
     )
     return loss
+
+
+class _TrainingLoss(torch.autograd.Function):
+    """Values and gradient in closed form, all made in forward: a third of autograd's operations."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        logits_BT: Tensor,
+        clicks_B: Tensor,
+        conversions_B: Tensor,
+        alpha: Scalar,
+        m1: Scalar,
+        m2: Scalar,
+        gate: Gate,
+        group: ProcessGroup | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        labels_BT = _labels(logits_BT, clicks_B, conversions_B)
+        bce = functional.binary_cross_entropy_with_logits(logits_BT, labels_BT)
+        scores_BT = torch.sigmoid(logits_BT)
+        scores_B = scores_BT[:, 0]
+        ranking, ranking_grad_B = _of_global_batch(
+            scores_B, clicks_B, conversions_B, (m1, m2), gate, group
+        )
+        grad_BT = (scores_BT - labels_BT) / labels_BT.numel()
+        grad_BT[:, 0] += alpha * ranking_grad_B * (scores_B * (1.0 - scores_B))
+        ctx.save_for_backward(grad_BT)
+        ctx.mark_non_differentiable(bce, ranking)
+        return bce + alpha * ranking, bce, ranking
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_second_derivative()
+        (grad_BT,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return grad * grad_BT, None, None, None, None, None, None, None
 
 
 class _Pwiser(torch.autograd.Function):
@@ -171,20 +203,37 @@ class _Pwiser(torch.autograd.Function):
         gate: Gate,
         group: ProcessGroup | None,
     ) -> Tensor:
-        scores_N, clicks_N, conversions_N = _gather(scores_B, clicks_B, conversions_B, group)
-        value, grad_N = _value_and_gradient(scores_N, clicks_N, conversions_N, (m1, m2), gate)
-        if group is not None and group.size() > 1:
-            size = scores_B.shape[0]
-            grad_N = grad_N.narrow(0, group.rank() * size, size) * group.size()
-        ctx.save_for_backward(grad_N.to(scores_B.dtype))
-        return value.to(scores_B.dtype)
+        value, grad_B = _of_global_batch(scores_B, clicks_B, conversions_B, (m1, m2), gate, group)
+        ctx.save_for_backward(grad_B)
+        return value
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # create_graph=True; once_differentiable would pass it by
-            raise RuntimeError("the PWiseR loss is differentiable once: do not use create_graph")
+        _refuse_second_derivative()
         (grad_B,) = ctx.saved_tensors  # type: ignore[attr-defined]
         return grad * grad_B, None, None, None, None, None, None
+
+
+def _refuse_second_derivative() -> None:
+    if torch.is_grad_enabled():  # create_graph=True; once_differentiable would pass it by
+        raise RuntimeError("the PWiseR loss is differentiable once: do not use create_graph")
+
+
+def _of_global_batch(
+    scores_B: Tensor,
+    clicks_B: Tensor,
+    conversions_B: Tensor,
+    margins_A: tuple[Scalar, Scalar],
+    gate: Gate,
+    group: ProcessGroup | None,
+) -> tuple[Tensor, Tensor]:
+    """PWiseR over all ranks, and its gradient for this rank's scores; both of the scores' type."""
+    scores_N, clicks_N, conversions_N = _gather(scores_B, clicks_B, conversions_B, group)
+    value, grad_N = _value_and_gradient(scores_N, clicks_N, conversions_N, margins_A, gate)
+    if group is not None and group.size() > 1:
+        size = scores_B.shape[0]
+        grad_N = grad_N.narrow(0, group.rank() * size, size) * group.size()
+    return value.to(scores_B.dtype), grad_N.to(scores_B.dtype)
 
 
 def _gather(
@@ -210,13 +259,12 @@ def _value_and_gradient(
     """PWiseR and its gradient with respect to the scores, float64."""
     sorted_N, order_N = scores_N.sort()
     sorted_N = sorted_N.double()
-    clicks_N, conversions_N = clicks_N[order_N], conversions_N[order_N]
-    in_v_N = conversions_N.double()
-    in_a_AN = torch.stack([clicks_N & ~conversions_N, ~(clicks_N | conversions_N)]).double()
-
-    num_v = in_v_N.sum().clamp(min=1.0)
-    center = (in_v_N * sorted_N).sum() / num_v
-    weight_A1 = 1.0 / (in_a_AN.sum(1, keepdim=True).clamp(min=1.0) * num_v)
+    labels_LN = torch.stack([conversions_N, clicks_N])
+    in_v_N, clicked_N = labels_LN.gather(1, order_N.expand(2, -1)).unbind(0)
+    in_KN = torch.stack([in_v_N, clicked_N > in_v_N, ~(clicked_N | in_v_N)]).double()
+    num_K = in_KN.sum(1).clamp(min=1.0)
+    in_v_N, num_v = in_KN[0], num_K[0]
+    weight_AN = in_KN[1:] / (num_v * num_K[1:]).unsqueeze(1)
 
     reach_AN = torch.stack([sorted_N + margin for margin in margins_A])
     gate_AN = reach_AN
@@ -224,23 +272,26 @@ def _value_and_gradient(
         gate_AN = torch.stack([sorted_N - margin for margin in margins_A])
     num_below_AN = torch.searchsorted(sorted_N, gate_AN)
     first_above_AN = torch.searchsorted(gate_AN, sorted_N.repeat(2, 1), right=True)
+    center = torch.dot(in_v_N, sorted_N) / num_v
     score_N = sorted_N - center
     reach_AN = reach_AN - center
 
     # Each anchor against the scores of V below its gate: their number, sum and sum of squares.
-    powers_N = torch.stack([in_v_N, in_v_N * score_N, in_v_N * score_N.square()])
-    count_AN, sum_AN, squares_AN = _prefix_sums(powers_N)[:, num_below_AN].unbind(0)
-    pull_AN = in_a_AN * (count_AN * reach_AN - sum_AN)
-    value_AN = pull_AN * reach_AN + in_a_AN * (squares_AN - sum_AN * reach_AN)
-    value = (weight_A1 * value_AN).sum().clamp(min=0.0)
+    in_v_score_N = in_v_N * score_N
+    powers_PN = torch.stack([in_v_N, in_v_score_N, in_v_score_N * score_N])
+    below_PX = _prefix_sums(powers_PN).gather(1, num_below_AN.view(1, -1).expand(3, -1))
+    count_AN, sum_AN, squares_AN = below_PX.view(3, 2, -1).unbind(0)
+    distance_AN = count_AN * reach_AN - sum_AN
+    square_AN = torch.addcmul(squares_AN, distance_AN - sum_AN, reach_AN)
+    value = (weight_AN * square_AN).sum().clamp(min=0.0)
 
-    # Each score of V against the anchors whose gate lies above it: their number and sum of reaches.
-    anchors_AN = torch.stack([in_a_AN, in_a_AN * reach_AN], dim=1)
+    # Each score of V against the anchors whose gate lies above it: their weight and reach.
+    anchors_AN = torch.stack([weight_AN, weight_AN * reach_AN], dim=1)
     index_AN = first_above_AN.unsqueeze(1).expand(-1, 2, -1)
     above_AN, reaches_AN = _suffix_sums(anchors_AN).gather(2, index_AN).unbind(1)
     push_AN = in_v_N * (above_AN * score_N - reaches_AN)
 
-    grad_N = 2.0 * (weight_A1 * (pull_AN + push_AN)).sum(0)
+    grad_N = 2.0 * torch.addcmul(push_AN, weight_AN, distance_AN).sum(0)
     return value, torch.empty_like(grad_N).scatter_(0, order_N, grad_N)
 
 
@@ -255,6 +306,19 @@ def _suffix_sums(values: Tensor) -> Tensor:
     Summed from the end, not as total less prefix: where nothing is left the sum is exactly 0.
     """
     return functional.pad(values.flip(-1).cumsum(-1).flip(-1), (0, 1))
+
+
+def _labels(logits_BT: Tensor, clicks_B: Tensor, conversions_B: Tensor) -> Tensor:
+    num_heads = logits_BT.shape[1]
+    if num_heads not in {1, 2}:
+        raise ValueError(f"logits_BT must have 1 or 2 columns, got {num_heads}")
+    labels_BT = torch.stack([clicks_B, conversions_B][:num_heads], dim=1)
+    return labels_BT.to(logits_BT.dtype)
+
+
+def _check_gate(gate: str) -> None:
+    if gate not in get_args(Gate):
+        raise ValueError(f"gate must be one of {', '.join(get_args(Gate))}, got {gate!r}")
 
 
 def _at_least_float32(values: Tensor) -> Tensor:
