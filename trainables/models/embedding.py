@@ -11,9 +11,11 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from trainables.models.bags import Bags
 from trainables.models.folded_input import Features, FoldedInput, OneHots
+from trainables.models.gather import look_up
 from trainables.models.inputs import Inputs
 from trainables.models.settings import check_at_least, check_option
 
@@ -136,35 +138,48 @@ class FeatureEmbedding(nn.Module):
         if vectors_BGE is not None:
             return _as_read(vectors_BGE).flatten(1)
         # Converted before they are put together: fewer bytes to move, there and back.
-        vectors = [_as_read(part) for part in self._vectors(ids_BF, numericals_BN)]
+        vectors = [_as_read(part) for part in self._vectors(ids_BF, numericals_BN, as_read=True)]
         return _side_by_side(vectors).flatten(1)
 
-    def _vectors(self, ids_BF: Tensor, numericals_BN: Tensor) -> list[Tensor]:
+    def _vectors(
+        self, ids_BF: Tensor, numericals_BN: Tensor, *, as_read: bool = False
+    ) -> list[Tensor]:
         """Return the vectors_BGE of the categorical fields, and of the numericals."""
         vectors: list[Tensor] = []
         if self.table is not None:
-            vectors.append(self.categorical_vectors(ids_BF))
+            vectors.append(self._categorical_vectors(ids_BF, as_read=as_read))
         if self.projection is not None or self.direction_NE is not None:
             vectors.append(self.numerical_vectors(numericals_BN))
         return vectors
 
-    def look_up(self, rows: Tensor) -> Tensor:
-        """Return the table's vectors of these rows, any shape, with E as the last dimension."""
-        assert self.table is not None
-        if rows.is_cuda or self.table.sparse:
-            # On a GPU the gradient of index_select would depend on the order of its atomics; that
-            # of embedding sorts the rows, narrow ones in half the time.
-            vectors: Tensor = self.table(rows.int() if rows.is_cuda else rows)
-            return vectors
-        # The same numbers; on a CPU its gradient takes a third to a fourth of the embedding's.
-        return self.table.weight.index_select(0, rows.flatten()).view(*rows.shape, -1)
-
-    def categorical_vectors(self, ids_BF: Tensor) -> Tensor:
+    def _categorical_vectors(self, ids_BF: Tensor, *, as_read: bool) -> Tensor:
         """Return the vectors, one per categorical field, without the numericals."""
         assert self.table is not None
         if self.bags is not None:
             return self.bags.pool(self.table, ids_BF)
-        return self.look_up(ids_BF + self.offsets_F)
+        return self.look_up(ids_BF + self.offsets_F, as_read=as_read)
+
+    def look_up(self, rows: Tensor, *, as_read: bool) -> Tensor:
+        """Return the table's vectors of these rows.
+
+        Args:
+            rows: any shape.
+            as_read: in the type that a first layer reads, where gradients are dense: the table is
+                converted, which is less than what is looked up.
+
+        Returns:
+            The vectors, with E as a last dimension.
+        """
+        assert self.table is not None
+        if self.table.sparse:
+            vectors: Tensor = self.table(rows)
+            return vectors
+        table_VE = _as_read(self.table.weight) if as_read else self.table.weight
+        if rows.is_cuda:
+            # The gradient of index_select would depend on the order of its atomics; this one sorts
+            # the rows, narrow ones in half the time.
+            return functional.embedding(rows.int(), table_VE)
+        return look_up(table_VE, rows.flatten()).view(*rows.shape, -1)
 
     def numerical_vectors(self, numericals_BN: Tensor) -> Tensor:
         """Return the vectors_BGE of the numericals alone."""
@@ -233,7 +248,7 @@ class FoldedBlocks:
     def _vectors(self, embedding: FeatureEmbedding) -> dict[int, Tensor]:
         vectors: dict[int, Tensor] = {}
         if self.fields and embedding.table is not None:
-            vectors_VE = embedding.look_up(self.rows_V)
+            vectors_VE = embedding.look_up(self.rows_V, as_read=True)
             vectors |= dict(zip(self.fields, torch.split(vectors_VE, self.sizes), strict=True))
         if self.numericals:
             place = len(embedding.vocabulary_sizes)
@@ -269,7 +284,7 @@ class FoldedBlocks:
         if self.plain_fields and embedding.table is not None:
             ids = ids_BF.index_select(1, self.plain_columns) if self.fields else ids_BF
             if self.plain_bags is None:
-                blocks.append(embedding.look_up(ids + self.plain_offsets))
+                blocks.append(embedding.look_up(ids + self.plain_offsets, as_read=True))
             else:
                 blocks.append(self.plain_bags.pool(embedding.table, ids))
         if not self.numericals and len(embedding.block_widths) > len(embedding.vocabulary_sizes):

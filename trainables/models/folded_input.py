@@ -25,6 +25,8 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional
 
+from trainables.models.gather import by_row, sum_rows
+
 
 @dataclass(frozen=True, kw_only=True)
 class OneHots:
@@ -63,30 +65,22 @@ class OneHots:
 
         The same for every layer that reads the input.
         """
-        rows = self.rows_BC.flatten()
-        counts_V = torch.bincount(rows, minlength=self.num_rows)
-        places = rows.argsort(stable=True)
+        places, starts_V = by_row(self.rows_BC.flatten(), self.num_rows)
         weights = None if self.weights_BC is None else self.weights_BC.flatten()[places]
-        return places // self.rows_BC.shape[1], counts_V.cumsum(0) - counts_V, weights
+        return places // self.rows_BC.shape[1], starts_V, weights
 
 
 class _GatheredProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, folded_VH: Tensor, one_hots: OneHots) -> Tensor:
         ctx.one_hots = one_hots  # type: ignore[attr-defined]
-        return _sum_rows(folded_VH, one_hots.rows_BC, None, one_hots.weights_BC)
+        return sum_rows(folded_VH, one_hots.rows_BC, None, one_hots.weights_BC)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad_BH: Tensor) -> tuple[Tensor, None]:
         one_hots: OneHots = ctx.one_hots  # type: ignore[attr-defined]
-        return _sum_rows(grad_BH.contiguous(), *one_hots.by_row), None
-
-
-def _sum_rows(table: Tensor, rows: Tensor, starts: Tensor | None, weights: Tensor | None) -> Tensor:
-    """Add up rows of a table, as many as a row of `rows` has, or between two `starts`."""
-    weights = None if weights is None else weights.to(table.dtype)
-    return functional.embedding_bag(rows, table, starts, mode="sum", per_sample_weights=weights)
+        return sum_rows(grad_BH.contiguous(), *one_hots.by_row), None
 
 
 @dataclass(frozen=True, kw_only=True)

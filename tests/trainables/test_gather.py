@@ -1,0 +1,48 @@
+"""Looking up and summing rows equals the products that they stand for."""
+
+import pytest
+import torch
+
+from trainables.models.gather import by_row, look_up, sum_rows
+
+
+@pytest.mark.parametrize("num_rows", [1, 7, 40, 200])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_looking_up_has_the_gradient_of_indexing(num_rows: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(num_rows)
+    rows_R = torch.randint(num_rows, (50,), generator=generator)
+    # Small whole numbers, whose sums bfloat16 holds exactly.
+    grad_RE = torch.randint(-2, 3, (50, 3), generator=generator).to(dtype)
+    table_VE = torch.randn(num_rows, 3, generator=generator).to(dtype).requires_grad_()
+    expected_VE = torch.zeros(num_rows, 3, dtype=dtype).index_add(0, rows_R, grad_RE)
+    vectors_RE = look_up(table_VE, rows_R)
+    vectors_RE.backward(grad_RE)  # type: ignore[no-untyped-call]
+    assert torch.equal(vectors_RE, table_VE[rows_R])
+    assert table_VE.grad is not None
+    assert torch.equal(table_VE.grad, expected_VE)
+
+
+def test_a_gradient_may_come_in_any_layout() -> None:
+    table_VE = torch.zeros(2, 2, dtype=torch.float64, requires_grad=True)
+    grad_ER = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], dtype=torch.float64)
+    look_up(table_VE, torch.tensor([1, 0, 1])).backward(grad_ER.t())  # type: ignore[no-untyped-call]
+    assert table_VE.grad is not None
+    assert table_VE.grad.tolist() == [[2.0, 5.0], [4.0, 10.0]]
+
+
+def test_places_are_sorted_by_the_row_that_they_read() -> None:
+    places_R, starts_V = by_row(torch.tensor([3, 0, 3, 1]), 5)
+    assert places_R.tolist() == [1, 3, 0, 2]
+    assert starts_V.tolist() == [0, 1, 2, 2, 4]
+
+
+@pytest.mark.parametrize("num_rows", [1 << 15, (1 << 15) + 1, 100_000])
+def test_the_last_rows_of_a_large_table_are_sorted_last(num_rows: int) -> None:
+    rows_R = torch.tensor([num_rows - 1, 0, num_rows - 2])
+    assert by_row(rows_R, num_rows)[0].tolist() == [1, 2, 0]
+
+
+def test_rows_that_nothing_reads_sum_to_nothing() -> None:
+    table = torch.tensor([[1.0], [2.0], [4.0]])
+    places_R, starts_V = by_row(torch.tensor([2, 0, 2]), 4)
+    assert sum_rows(table, places_R, starts_V, None).tolist() == [[2.0], [0.0], [5.0], [0.0]]
