@@ -122,7 +122,7 @@ class Step:
     def run(self, clock: Clock) -> list[float]:
         """Take a step; return the seconds of each phase."""
         marks = [clock()]
-        batch = self.batches.next()
+        batch = self.batches.next().load()
         marks.append(clock())
         logits_BT = self.logits(batch)
         marks.append(clock())
@@ -144,7 +144,7 @@ class Step:
     @torch.no_grad()
     def evaluate(self) -> None:
         """Evaluate as many impressions as a step trains, in float32."""
-        batch = self.batches.next()
+        batch = self.batches.next().load()
         self.model.eval()
         logits_BT = self.model(batch.ids_NF, batch.numericals_ND)
         evaluate(logits_BT, batch.clicks_N, batch.conversions_N)

@@ -8,7 +8,7 @@ D numericals.
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from trainables.workers import Workers
 
 __all__ = [
     "WINDOWS_HELD",
+    "Batch",
     "BatchShape",
     "Batches",
     "DeviceImpressions",
@@ -57,11 +58,27 @@ class BatchShape:
     seed: int
 
 
+class Batch(Protocol):
+    """The rows of a batch, on the worker's device: there already, or to be selected."""
+
+    def load(self) -> "DeviceImpressions":
+        """Give the rows."""
+        ...
+
+    def clone(self) -> Self:
+        """Copy what says which rows they are into memory of its own."""
+        ...
+
+    def copy_(self, other: Self) -> None:
+        """Become another batch of as many rows, in the same memory."""
+        ...
+
+
 class Batches(Protocol):
     """One worker's batches, epoch after epoch without end."""
 
-    def next(self) -> "DeviceImpressions":
-        """Give the next batch, on the worker's device."""
+    def next(self) -> Batch:
+        """Give the next batch; all are of one kind."""
         ...
 
     def seek(self, step: int) -> None:
@@ -120,12 +137,16 @@ class DeviceImpressions:
     def __len__(self) -> int:
         return len(self.clicks_N)
 
+    def load(self) -> "DeviceImpressions":
+        """As a batch: all its rows."""
+        return self
+
     def clone(self) -> "DeviceImpressions":
-        """Copy into memory of its own."""
+        """Copy the rows."""
         return DeviceImpressions(*(column.clone() for column in self._columns))
 
     def copy_(self, other: "DeviceImpressions") -> None:
-        """Take over the values of as many rows."""
+        """Become other rows, as many, in the same memory."""
         for column, values in zip(self._columns, other._columns, strict=True):
             column.copy_(values)
 
@@ -156,6 +177,21 @@ class DeviceImpressions:
             yield self.rows(slice(start, min(start + max_rows, share.stop)))
 
 
+@dataclass(frozen=True)
+class _Selection:
+    split: DeviceImpressions
+    index_B: torch.Tensor
+
+    def load(self) -> DeviceImpressions:
+        return self.split.rows(self.index_B)
+
+    def clone(self) -> "_Selection":
+        return _Selection(self.split, self.index_B.clone())
+
+    def copy_(self, other: "_Selection") -> None:
+        self.index_B.copy_(other.index_B)
+
+
 class _MemoryBatches:
     def __init__(self, split: DeviceImpressions, shape: BatchShape, workers: Workers) -> None:
         self._split = split
@@ -170,14 +206,14 @@ class _MemoryBatches:
         for _ in range(epoch + 1):
             self._permute()
 
-    def next(self) -> DeviceImpressions:
+    def next(self) -> Batch:
         if self._position == self._shape.steps_per_epoch:
             self._permute()
             self._position = 0
         rows = self._shape.rows
         start = (self._position * self._workers.size + self._workers.rank) * rows
         self._position += 1
-        return self._split.rows(self._order[start : start + rows])
+        return _Selection(self._split, self._order[start : start + rows])
 
     def _permute(self) -> None:
         self._order = torch.randperm(
@@ -258,7 +294,7 @@ class _StreamedBatches:
         self._held: DeviceImpressions | None = None
         self._held_from = 0
 
-    def next(self) -> DeviceImpressions:
+    def next(self) -> Batch:
         parts, missing = [], self._shape.rows
         while missing:
             if self._held is None or self._held_from == len(self._held):

@@ -6,10 +6,11 @@ semantics.
 """
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 
-from trainables.batches import DeviceImpressions
+from trainables.batches import Batch
 
 __all__ = ["CapturedStep"]
 
@@ -25,18 +26,18 @@ class CapturedStep:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._stream = _capture_stream(device)
         self._num_eager = 0
-        self._captured: tuple[DeviceImpressions, torch.cuda.CUDAGraph] | None = None
+        self._captured: tuple[Batch, torch.cuda.CUDAGraph] | None = None
 
-    def __call__(self, take: Callable[[DeviceImpressions], None], batch: DeviceImpressions) -> None:
+    def __call__(self, take: Callable[[Batch], None], batch: Batch) -> None:
         """Take a step.
 
         Args:
             take: the step. It launches the same kernels on the same memory every time, but for its
                 batch's, and does not wait for the device. Not kept, or the step's memory would
                 live on in a circle of references.
-            batch: of the same shapes and types as every batch before.
+            batch: of the same kind, shapes and types as every batch before.
         """
         if self._num_eager < EAGER_STEPS:
             self._num_eager += 1
@@ -53,9 +54,7 @@ class CapturedStep:
         self._num_eager = 0
         self._captured = None
 
-    def _take_eagerly(
-        self, take: Callable[[DeviceImpressions], None], batch: DeviceImpressions
-    ) -> None:
+    def _take_eagerly(self, take: Callable[[Batch], None], batch: Batch) -> None:
         """Take a step on the stream of the capture, as autograd asks for."""
         outside = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(outside)
@@ -64,8 +63,8 @@ class CapturedStep:
         outside.wait_stream(self._stream)
 
     def _capture(
-        self, take: Callable[[DeviceImpressions], None], batch: DeviceImpressions
-    ) -> tuple[DeviceImpressions, torch.cuda.CUDAGraph]:
+        self, take: Callable[[Batch], None], batch: Batch
+    ) -> tuple[Batch, torch.cuda.CUDAGraph]:
         """Capture a step, which computes nothing, on a batch of its own."""
         own_batch = batch.clone()
         graph = torch.cuda.CUDAGraph()
@@ -73,3 +72,9 @@ class CapturedStep:
         with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
             take(own_batch)
         return own_batch, graph
+
+
+@cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the one stream of all captures: torch keeps workspaces for every stream in use."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from datasets import PwiserError
-from trainables.batches import BatchShape, DeviceImpressions, Rows
+from trainables.batches import Batch, BatchShape, DeviceImpressions, Rows
 from trainables.captured_step import CapturedStep
 from trainables.configuration import TrainingSettings, TrialConfiguration, build_model
 from trainables.execution import (
@@ -295,15 +295,16 @@ class _Stepper:
         if self.captured is not None:
             self.captured.forget()
 
-    def _train_on(self, batch: DeviceImpressions) -> None:
+    def _train_on(self, batch: Batch) -> None:
+        rows = batch.load()
         with torch.autocast(
             self.workers.device.type, self.dtype, enabled=self.dtype != torch.float32
         ):
-            logits_BT = self.parallel(batch.ids_NF, batch.numericals_ND.float())
+            logits_BT = self.parallel(rows.ids_NF, rows.numericals_ND.float())
         losses = training_loss(
             logits_BT,
-            batch.clicks_N,
-            batch.conversions_N,
+            rows.clicks_N,
+            rows.conversions_N,
             *self.weights,
             gate=self.gate,
             group=self.workers.group,

@@ -63,19 +63,31 @@ def keys(batch: DeviceImpressions) -> list[float]:
     return found
 
 
+def test_a_copy_becomes_another_batch_in_its_own_memory(rows: Rows) -> None:
+    batches = rows.batches(SHAPE, ALONE)
+    first = batches.next()
+    copy = first.clone()
+    before = keys(first.load())
+    second = batches.next()
+    assert keys(copy.load()) == before
+    copy.copy_(second)
+    assert keys(copy.load()) == keys(second.load()) != before
+    assert keys(first.load()) == before
+
+
 def test_an_epoch_gives_no_row_twice(rows: Rows) -> None:
     batches = rows.batches(SHAPE, ALONE)
-    epoch = [key for _ in range(SHAPE.steps_per_epoch) for key in keys(batches.next())]
+    epoch = [key for _ in range(SHAPE.steps_per_epoch) for key in keys(batches.next().load())]
     assert len(epoch) == SHAPE.steps_per_epoch * SHAPE.rows
     assert len(set(epoch)) > 0.999 * len(epoch)
 
 
 def test_epochs_differ_and_the_seed_repeats_them(rows: Rows) -> None:
     batches, again = rows.batches(SHAPE, ALONE), rows.batches(SHAPE, ALONE)
-    first = keys(batches.next())
-    assert keys(again.next()) == first
+    first = keys(batches.next().load())
+    assert keys(again.next().load()) == first
     batches.seek(SHAPE.steps_per_epoch)
-    assert keys(batches.next()) != first
+    assert keys(batches.next().load()) != first
 
 
 @pytest.mark.parametrize("step", [0, 1, 55, 56, 57, 169, 170, 171, 400])
@@ -85,7 +97,7 @@ def test_beginning_at_a_step_gives_the_batches_from_there(rows: Rows, step: int)
         through.next()
     there.seek(step)
     for _ in range(3):
-        ours, theirs = through.next(), there.next()
+        ours, theirs = through.next().load(), there.next().load()
         assert torch.equal(ours.ids_NF, theirs.ids_NF)
         assert torch.equal(ours.numericals_ND, theirs.numericals_ND)
         assert torch.equal(ours.clicks_N, theirs.clicks_N)
@@ -97,7 +109,8 @@ def test_workers_train_on_rows_of_their_own(rows: Rows) -> None:
     epochs = []
     for workers in (Rank(device=CPU), SecondRank(device=CPU)):
         batches = rows.batches(shape, workers)
-        epochs.append({key for _ in range(shape.steps_per_epoch) for key in keys(batches.next())})
+        steps = range(shape.steps_per_epoch)
+        epochs.append({key for _ in steps for key in keys(batches.next().load())})
     first, second = epochs
     assert len(first & second) < 0.001 * len(first)
 

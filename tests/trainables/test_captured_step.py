@@ -1,12 +1,14 @@
 """A step replayed as a CUDA graph is the step itself."""
 
 import gc
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from datasets import open_dataset, synthesize
 from trainables import (
     MODELS,
     DeviceImpressions,
@@ -14,7 +16,9 @@ from trainables import (
     TrainingSettings,
     TrialConfiguration,
     Workers,
+    inputs_of,
 )
+from trainables.batches import StreamedRows
 from trainables.configuration import build_model
 from trainables.execution import captures_steps
 from trainables.optimizers import make_optimizers
@@ -118,6 +122,32 @@ class TestOnAGpu:
         assert told + rest == pytest.approx(losses, rel=1e-4)
         for name, value in weights.items():
             torch.testing.assert_close(resumed_weights[name], value, rtol=1e-3, atol=1e-4)
+
+    def test_a_stream_is_replayed_too(self, tmp_path: Path) -> None:
+        synthesize(out=tmp_path / "data", impressions=20_000, seed=1)
+        dataset = open_dataset(str(tmp_path / "data"))
+        rows, valid = (
+            StreamedRows(dataset.stream(split), GPU, 3_000, labelled=True)
+            for split in ("train", "valid")
+        )
+        losses = []
+        for cuda_graph in ("off", "auto"):
+            configuration = TrialConfiguration.create(
+                "dnn",
+                {"embedding_dim": 4},
+                training=TrainingSettings(batch_size=500, cuda_graph=cuda_graph),
+            )
+            training = Training(configuration, inputs_of(dataset), rows, valid, Workers(device=GPU))
+            losses.append(finish(training)[0])
+        assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+    def test_sparse_gradients_are_left_as_they_are(self) -> None:
+        losses, _ = finish(start("dnn", embedding_optimizer="sparse"))
+        assert losses[-1] < losses[0]
+
+    def test_nothing_is_folded_unless_asked_for(self) -> None:
+        model = start("mmoe", {"embedding_dim": 128}).model
+        assert model.embedding.folding is None  # type: ignore[union-attr]
 
     def test_every_replay_drops_other_values(self) -> None:
         training = start(

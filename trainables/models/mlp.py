@@ -61,7 +61,12 @@ class ParallelLinear(nn.Module):
         weight_KDH = self.weight_KHD.transpose(1, 2)
         if self.bias_KH is None:
             return torch.bmm(x, weight_KDH)
-        return torch.baddbmm(self.bias_KH.unsqueeze(1), x, weight_KDH)
+        bias_K1H = self.bias_KH.unsqueeze(1)
+        if x.is_cuda:
+            # So that the bias's gradient is a product too: a sum over the batch takes far longer.
+            hidden_KBH = torch.bmm(x.new_ones(*x.shape[:2], 1), bias_K1H)
+            return hidden_KBH.baddbmm_(x.to(hidden_KBH.dtype), weight_KDH.to(hidden_KBH.dtype))
+        return torch.baddbmm(bias_K1H, x, weight_KDH)
 
 
 class MLP(nn.Sequential):
