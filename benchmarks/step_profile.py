@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from run_header import run_header
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, addmm_flop, baddbmm_flop
 
 from trainables import DeviceImpressions, Inputs, TrainingSettings, TrialConfiguration, Workers
 from trainables.batches import BatchShape
@@ -137,7 +137,10 @@ class Step:
 
     def gflop(self) -> float:
         """Take a step and count the operations of its matrix products."""
-        with FlopCounterMode(display=False) as counter:
+        # torch's counter does not know the forms in place.
+        aten = torch.ops.aten
+        in_place = {aten.addmm_: addmm_flop, aten.baddbmm_: baddbmm_flop}
+        with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
             self.run(time.perf_counter)
         return counter.get_total_flops() / 1e9
 

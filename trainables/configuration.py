@@ -92,6 +92,11 @@ class TrainingSettings(Settings):
         "CUDA graph; auto: of the built-in models, on: of your own too, which must not wait for "
         "the device, off: of none",
     )
+    compile: bool = Field(
+        False,
+        description="whether a GPU of one worker per lane compiles the model (torch.compile): less "
+        "time per step, after half a minute for every lane and shape of the model",
+    )
     embedding_optimizer: EmbeddingOptimizer = Field(
         "auto",
         description="dense is Adam over whole embedding tables, sparse over the rows that a step "

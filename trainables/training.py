@@ -273,7 +273,7 @@ class _Stepper:
         rows = len(split) // (self.steps_per_epoch * workers.size)
         fold_embeddings(model, settings.folding, rows)
         self.optimizers = _optimizers(model, settings, rows, workers)
-        self.parallel = model if workers.group is None else _parallel(model, workers)
+        self.parallel = _parallel(model, settings, workers)
         shape = BatchShape(steps_per_epoch=self.steps_per_epoch, rows=rows, seed=settings.seed)
         self.batches = split.batches(shape, workers)
         self.losses = torch.zeros(4, device=device)
@@ -349,11 +349,22 @@ def _optimizers(
         raise TrainingError(str(error)) from error
 
 
-def _parallel(model: nn.Module, workers: Workers) -> nn.Module:
-    devices = [workers.device] if workers.device.type == "cuda" else None
+def _parallel(model: nn.Module, settings: TrainingSettings, workers: Workers) -> nn.Module:
+    """Return what a step calls: the model itself, compiled, or one of several workers'."""
+    on_gpu = workers.device.type == "cuda"
+    if workers.group is None:
+        return _compiled(model) if settings.compile and on_gpu else model
     return DistributedDataParallel(
-        model, device_ids=devices, process_group=workers.group, broadcast_buffers=False
+        model,
+        device_ids=[workers.device] if on_gpu else None,
+        process_group=workers.group,
+        broadcast_buffers=False,
     )
+
+
+def _compiled(model: nn.Module) -> nn.Module:
+    compiled: nn.Module = torch.compile(model, dynamic=False)  # type: ignore[assignment]
+    return compiled
 
 
 def _evaluation_steps(steps_per_epoch: int, settings: TrainingSettings) -> list[int]:

@@ -110,6 +110,18 @@ class TestOnAGpu:
         replayed_losses, _ = finish(start("mmoe", settings, inputs, precision=precision))
         assert replayed_losses == pytest.approx(losses, rel=1e-3)
 
+    @pytest.mark.parametrize("cuda_graph", ["auto", "off"])
+    def test_a_compiled_model_trains_as_the_model_itself(self, cuda_graph: str) -> None:
+        losses, weights = finish(start())
+        frames = []
+        for _ in range(2):
+            training = start(compile=True, cuda_graph=cuda_graph)
+            compiled_losses, compiled = finish(training)
+            assert compiled_losses == pytest.approx(losses, rel=1e-3)
+            assert compiled.keys() == weights.keys()
+            frames.append(torch._dynamo.utils.counters["frames"]["total"])
+        assert 0 < frames[0] == frames[1], "the second training compiled the model anew"
+
     @pytest.mark.parametrize("after", [1, 3, 13])
     def test_it_goes_on_from_a_state(self, after: int) -> None:
         losses, weights = finish(start())
