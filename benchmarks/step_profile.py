@@ -12,15 +12,16 @@ which a real step does not. The last line is one line of JSON.
 
 import argparse
 import json
+import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
 import torch
 from run_header import run_header
-from torch.utils.flop_counter import FlopCounterMode, addmm_flop, baddbmm_flop
+from torch.utils.flop_counter import FlopCounterMode
 
 from trainables import DeviceImpressions, Inputs, TrainingSettings, TrialConfiguration, Workers
 from trainables.batches import BatchShape
@@ -74,6 +75,11 @@ def ceilings(device: torch.device, clock: Clock) -> dict[str, float]:
     target = torch.zeros_like(source)
     figures["copy"] = 2 * source.nbytes / best_of(lambda: target.copy_(source), clock) / 1e9
     return figures
+
+
+def product_flop(_: Sequence[int], left: Sequence[int], right: Sequence[int], **__: object) -> int:
+    """Operations of a product of these shapes that is added to what is there."""
+    return 2 * math.prod(left) * right[-1]
 
 
 class Step:
@@ -138,8 +144,7 @@ class Step:
     def gflop(self) -> float:
         """Take a step and count the operations of its matrix products."""
         # torch's counter does not know the forms in place.
-        aten = torch.ops.aten
-        in_place = {aten.addmm_: addmm_flop, aten.baddbmm_: baddbmm_flop}
+        in_place = dict.fromkeys((torch.ops.aten.addmm_, torch.ops.aten.baddbmm_), product_flop)
         with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
             self.run(time.perf_counter)
         return counter.get_total_flops() / 1e9

@@ -218,7 +218,8 @@ def measure(side: str, size: str, model: str, arguments: argparse.Namespace) -> 
         )
     else:
         precision = "float32" if side == "ours_float32" else "auto"
-        configuration = our_configuration(size, model, precision, arguments.batch, arguments.epochs)
+        others = {"epochs": arguments.epochs, "compile": side == "ours_compiled"}
+        configuration = our_configuration(size, model, precision, arguments.batch, **others)
         figures = measure_ours(configuration, inputs, splits, device, clock)
     return {name: num_rows / seconds for name, seconds in figures.items()}
 
