@@ -16,7 +16,7 @@ from trainables.models.batch_norm import BatchNorm
 from trainables.models.embedding import FeatureEmbedding
 from trainables.models.gates import Gates
 from trainables.models.heads import Towers, product_logit
-from trainables.models.mlp import MLP, ParallelLinear
+from trainables.models.mlp import MLP, ParallelLinear, spread_bias
 
 INPUTS = Inputs(vocabulary_sizes=(7, 30, 3), num_numericals=4)
 SMALL = {"embedding_dim": 8, "expert_units": (16, 12), "num_experts": 3}
@@ -395,3 +395,19 @@ def test_inputs_without_features_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         Inputs(vocabulary_sizes=sizes, num_numericals=num_numericals)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_bias_spread_for_a_gpu_is_the_bias(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    bias_K1H = torch.randn(2, 1, 3, dtype=torch.float64, requires_grad=True)
+    x_KBD = torch.randn(2, 5, 4).to(dtype)
+    weight_KDH = torch.randn(2, 4, 3).to(dtype)
+    grad_KBH = torch.randint(-3, 4, (2, 5, 3)).to(dtype)
+    hidden_KBH = torch.baddbmm(spread_bias(bias_K1H, x_KBD), x_KBD, weight_KDH)
+    torch.testing.assert_close(
+        hidden_KBH, torch.baddbmm(bias_K1H.to(dtype), x_KBD, weight_KDH), rtol=1e-9, atol=1e-9
+    )
+    hidden_KBH.backward(grad_KBH)
+    assert bias_K1H.grad is not None
+    assert torch.equal(bias_K1H.grad, grad_KBH.sum(1, keepdim=True).double())

@@ -62,35 +62,31 @@ class ParallelLinear(nn.Module):
         weight_KDH = self.weight_KHD.transpose(1, 2)
         if self.bias_KH is None:
             return torch.bmm(x, weight_KDH)
+        bias = self.bias_KH.unsqueeze(1)
         if x.is_cuda:
-            hidden_KBH = _spread(self.bias_KH, x.shape[1])
-            return hidden_KBH.baddbmm_(x.to(hidden_KBH.dtype), weight_KDH.to(hidden_KBH.dtype))
-        return torch.baddbmm(self.bias_KH.unsqueeze(1), x, weight_KDH)
+            bias = spread_bias(bias, x)
+        return torch.baddbmm(bias, x, weight_KDH)
 
 
-def _spread(bias_KH: Tensor, batch: int) -> Tensor:
-    """Return bias_KH for every impression, bias_KBH, in the type that autocast multiplies in."""
-    dtype = bias_KH.dtype
-    if torch.is_autocast_enabled("cuda"):
-        dtype = torch.get_autocast_dtype("cuda")
-    bias_KBH: Tensor = _Spread.apply(bias_KH, batch, dtype)  # type: ignore[no-untyped-call]
+def spread_bias(bias_K1H: Tensor, x_KBD: Tensor) -> Tensor:
+    """Return bias_KBH for the impressions of x_KBD, in its type.
+
+    The gradient is a product with ones: on a GPU quicker than the sum that autograd would take.
+    """
+    bias_KBH: Tensor = _SpreadBias.apply(bias_K1H, x_KBD)  # type: ignore[no-untyped-call]
     return bias_KBH
 
 
-class _Spread(torch.autograd.Function):
-    """On a GPU the sum of the gradients is quicker as a product with ones."""
-
+class _SpreadBias(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, bias_KH: Tensor, batch: int, dtype: torch.dtype) -> Tensor:
-        num_copies, width = bias_KH.shape
-        bias_KBH = torch.empty(num_copies, batch, width, dtype=dtype, device=bias_KH.device)
-        return bias_KBH.copy_(bias_KH.unsqueeze(1))
+    def forward(ctx: FunctionCtx, bias_K1H: Tensor, x_KBD: Tensor) -> Tensor:
+        return bias_K1H.to(x_KBD.dtype).expand(-1, x_KBD.shape[1], -1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad_KBH: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: FunctionCtx, grad_KBH: Tensor) -> tuple[Tensor, None]:
         ones_K1B = grad_KBH.new_ones(len(grad_KBH), 1, grad_KBH.shape[1])
-        return torch.bmm(ones_K1B, grad_KBH).squeeze(1), None, None
+        return torch.bmm(ones_K1B, grad_KBH), None
 
 
 class MLP(nn.Sequential):
