@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from trainables.models import Inputs
+from trainables.models.embedding import FeatureEmbedding
 from trainables.models.gather import by_row, look_up, sum_rows
 
 
@@ -20,6 +22,34 @@ def test_looking_up_has_the_gradient_of_indexing(num_rows: int, dtype: torch.dty
     assert torch.equal(vectors_RE, table_VE[rows_R])
     assert table_VE.grad is not None
     assert torch.equal(table_VE.grad, expected_VE)
+
+
+def test_a_row_read_often_adds_up_in_float32() -> None:
+    generator = torch.Generator().manual_seed(0)
+    grad_RE = torch.rand(5_000, 8, generator=generator).bfloat16()
+    table_VE = torch.zeros(2, 8, dtype=torch.bfloat16, requires_grad=True)
+    rows_R = torch.arange(5_000) % 2
+    look_up(table_VE, rows_R).backward(grad_RE)  # type: ignore[no-untyped-call]
+    expected_VE = torch.zeros(2, 8, dtype=torch.float64).index_add(0, rows_R, grad_RE.double())
+    assert table_VE.grad is not None
+    torch.testing.assert_close(table_VE.grad.double(), expected_VE, rtol=2**-8, atol=0.0)
+
+
+@pytest.mark.parametrize("num_ids", [50, 5_000])
+def test_a_table_of_a_bfloat16_model_adds_up_in_float32(num_ids: int) -> None:
+    torch.manual_seed(0)
+    embedding = FeatureEmbedding(Inputs(vocabulary_sizes=(num_ids,), num_numericals=0), 8, "embed")
+    assert embedding.table is not None
+    grad_BD = torch.rand(2_000, 8).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        vectors_BD = embedding.concatenate(torch.zeros(2_000, 1, dtype=torch.int8), grad_BD[:, :0])
+    assert isinstance(vectors_BD, torch.Tensor)
+    assert vectors_BD.dtype == torch.bfloat16
+    vectors_BD.backward(grad_BD)  # type: ignore[no-untyped-call]
+    assert embedding.table.weight.grad is not None
+    torch.testing.assert_close(
+        embedding.table.weight.grad[0], grad_BD.float().sum(0), rtol=2**-8, atol=0.0
+    )
 
 
 def test_a_gradient_may_come_in_any_layout() -> None:

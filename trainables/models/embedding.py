@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from trainables.models.bags import Bags
 from trainables.models.folded_input import Features, FoldedInput, OneHots
-from trainables.models.gather import look_up
+from trainables.models.gather import look_up, sorts_rows
 from trainables.models.inputs import Inputs
 from trainables.models.settings import check_at_least, check_option
 
@@ -26,6 +26,9 @@ Numericals = Literal["project", "embed"]
 # Not as small as FuxiCTR's 1e-4, whose variance of 1e-8 vanishes below the epsilon (1e-5) of
 # MaskNet's layer norm and so switches its input off until the vectors have grown.
 INITIAL_STD = 0.01
+
+GPU_UNSORTED_LOOKUPS = 3_072
+"""Up to so many lookups torch adds their gradients up on a GPU as they come, in their own type."""
 
 
 class FeatureEmbedding(nn.Module):
@@ -164,8 +167,8 @@ class FeatureEmbedding(nn.Module):
 
         Args:
             rows: any shape.
-            as_read: in the type that a first layer reads, where gradients are dense: the table is
-                converted, which is less than what is looked up.
+            as_read: in the type that a first layer reads, where the gradients of a row are added up
+                in float32 all the same: the table is converted, not all that is looked up in it.
 
         Returns:
             The vectors, with E as a last dimension.
@@ -174,7 +177,9 @@ class FeatureEmbedding(nn.Module):
         if self.table.sparse:
             vectors: Tensor = self.table(rows)
             return vectors
-        table_VE = _as_read(self.table.weight) if as_read else self.table.weight
+        table_VE = self.table.weight
+        if as_read and _adds_in_float32(table_VE, rows):
+            table_VE = _as_read(table_VE)
         if rows.is_cuda:
             # The gradient of index_select would depend on the order of its atomics; this one sorts
             # the rows, narrow ones in half the time.
@@ -306,6 +311,13 @@ def _side_by_side(vectors: list[Tensor]) -> Tensor:
 
 def _flattened(blocks: list[Tensor]) -> Tensor | None:
     return _side_by_side([_as_read(block) for block in blocks]).flatten(1) if blocks else None
+
+
+def _adds_in_float32(table_VE: Tensor, rows: Tensor) -> bool:
+    """Whether the gradient of looking these rows up is added up in float32 whatever its type is."""
+    if rows.is_cuda:
+        return rows.numel() > GPU_UNSORTED_LOOKUPS
+    return sorts_rows(table_VE, rows.numel())
 
 
 def _as_read(x: Tensor) -> Tensor:

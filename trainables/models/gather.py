@@ -12,13 +12,19 @@ from torch.nn import functional
 def look_up(table_VE: Tensor, rows_R: Tensor) -> Tensor:
     """Return vectors_RE.
 
-    The gradient adds up the reads of every row after sorting them, in half the time of
-    ``index_select``'s own, which serves tables of more rows than are read.
+    The gradient adds up the reads of every row in float32 or wider, after sorting them, in half the
+    time of ``index_select``'s own; that one serves tables of more rows than are read, and adds in
+    the table's type.
     """
-    if not torch.is_grad_enabled() or len(table_VE) > len(rows_R):
-        return table_VE.index_select(0, rows_R)
-    vectors_RE: Tensor = _LookUp.apply(table_VE, rows_R)  # type: ignore[no-untyped-call]
-    return vectors_RE
+    if torch.is_grad_enabled() and sorts_rows(table_VE, len(rows_R)):
+        vectors_RE: Tensor = _LookUp.apply(table_VE, rows_R)  # type: ignore[no-untyped-call]
+        return vectors_RE
+    return table_VE.index_select(0, rows_R)
+
+
+def sorts_rows(table_VE: Tensor, num_lookups: int) -> bool:
+    """Whether the gradient of so many lookups sorts them."""
+    return len(table_VE) <= num_lookups
 
 
 class _LookUp(torch.autograd.Function):
