@@ -10,6 +10,7 @@ from functools import cache
 
 import torch
 
+from datasets.errors import one_line
 from trainables.batches import Batch
 
 __all__ = ["CapturedStep"]
@@ -38,6 +39,9 @@ class CapturedStep:
                 batch's, and does not wait for the device. Not kept, or the step's memory would
                 live on in a circle of references.
             batch: of the same kind, shapes and types as every batch before.
+
+        Raises:
+            RuntimeError: if the step cannot be captured.
         """
         if self._num_eager < EAGER_STEPS:
             self._num_eager += 1
@@ -68,9 +72,17 @@ class CapturedStep:
         """Capture a step, which computes nothing, on a batch of its own."""
         own_batch = batch.clone()
         graph = torch.cuda.CUDAGraph()
-        # Other threads may use the device meanwhile: they take no part in the step.
-        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-            take(own_batch)
+        try:
+            # Other threads may use the device meanwhile: they take no part in the step.
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+                take(own_batch)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"the step cannot be captured as a CUDA graph ({one_line(error)}); "
+                "set training.cuda_graph to off"
+            ) from error
         return own_batch, graph
 
 

@@ -84,7 +84,7 @@ class TrainingSettings(Settings):
     folding: Folding = Field(
         "auto",
         description="of embeddings into the first layer, which changes the speed alone; "
-        "auto folds the fields whose vocabularies are small enough for it",
+        "auto folds the fields whose vocabularies are small enough for it, none on a GPU",
     )
     cuda_graph: CudaGraph = Field(
         "auto",
@@ -94,8 +94,9 @@ class TrainingSettings(Settings):
     )
     compile: bool = Field(
         False,
-        description="whether a GPU of one worker per lane compiles the model (torch.compile): less "
-        "time per step, after half a minute for every lane and shape of the model",
+        description="whether the model is compiled (torch.compile), on a GPU with one worker per "
+        "lane and a C compiler on its node: less time per step, after some 20 seconds for every "
+        "lane and shape of the model",
     )
     embedding_optimizer: EmbeddingOptimizer = Field(
         "auto",

@@ -27,6 +27,7 @@ __all__ = [
     "Folding",
     "Precision",
     "captures_steps",
+    "check_can_compile",
     "compute_dtype",
     "fits_in_memory",
     "fold_embeddings",
@@ -112,11 +113,35 @@ def captures_steps(
 ) -> bool:
     """Whether a training step is captured as a CUDA graph (see `trainables.captured_step`).
 
-    It is so on one GPU with dense Adam: sparse gradients wait for the device, and steps of several
+    It can be on one GPU with dense Adam: sparse gradients wait for the device, and steps of several
     workers wait for each other. ``auto`` leaves out a model of the user's own, which may wait too.
+
+    Raises:
+        ValueError: ``on`` where it cannot be.
     """
-    possible = workers.device.type == "cuda" and workers.size == 1 and not optimizers.has_sparse
+    possible = _is_one_gpu(workers) and not optimizers.has_sparse
+    if cuda_graph == "on" and not possible:
+        raise ValueError(
+            "training.cuda_graph: on needs a GPU, one worker per lane and dense Adam; "
+            "set it to auto"
+        )
     return possible and (cuda_graph == "on" or (cuda_graph == "auto" and model_name in MODELS))
+
+
+def check_can_compile(workers: Workers) -> None:
+    """Check that a model can be compiled for these workers.
+
+    Raises:
+        ValueError: it cannot be.
+    """
+    if not _is_one_gpu(workers):
+        raise ValueError(
+            "training.compile: true needs a GPU and one worker per lane; set it to false"
+        )
+
+
+def _is_one_gpu(workers: Workers) -> bool:
+    return workers.device.type == "cuda" and workers.size == 1
 
 
 def fits_in_memory(size_bytes: int, limits: Iterable[int]) -> bool:

@@ -66,7 +66,8 @@ def training_loss(
         logits_BT: a model's output, T = 1 or 2; computed on in float32 or wider.
         clicks_B: 0 or 1, any type.
         conversions_B: 0 or 1, any type; a conversion implies a click.
-        alpha: weight of PWiseR, at least 0; with 0 its gradient is 0.
+        alpha: weight of PWiseR, at least 0; with 0 its gradient is 0. Neither it nor the margins
+            get a gradient.
         m1: margin between converted and clicked, in score units.
         m2: margin between converted and not clicked, in score units.
         gate: which pairs count, see the module.
@@ -155,7 +156,7 @@ def pwiser(
 
 
 class _TrainingLoss(torch.autograd.Function):
-    """Values and gradient in closed form, all made in forward: a third of autograd's operations."""
+    """Values and gradient in closed form, all made in forward: autograd has nothing to keep."""
 
     @staticmethod
     def forward(

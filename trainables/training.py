@@ -4,6 +4,7 @@ Shapes: N impressions of a split, B impressions of a batch, F categorical fields
 T heads.
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from trainables.captured_step import CapturedStep
 from trainables.configuration import TrainingSettings, TrialConfiguration, build_model
 from trainables.execution import (
     captures_steps,
+    check_can_compile,
     compute_dtype,
     fold_embeddings,
     keep_freed_memory,
@@ -27,7 +29,7 @@ from trainables.execution import (
 from trainables.loss import training_loss
 from trainables.metrics import evaluate
 from trainables.models import Inputs
-from trainables.optimizers import Optimizers, make_optimizers
+from trainables.optimizers import make_optimizers
 from trainables.training_state import Position, TrainingState
 from trainables.workers import Workers
 
@@ -41,6 +43,9 @@ __all__ = [
 ]
 
 EVALUATION_BATCH = 16_384
+
+MAX_COMPILED = 1_000
+"""Shapes of a model that a lane compiles; torch's 8 would leave the others as they are, unsaid."""
 
 
 class TrainingError(PwiserError):
@@ -272,15 +277,24 @@ class _Stepper:
         self.steps_per_epoch = min(num_batches, len(split) // workers.size)
         rows = len(split) // (self.steps_per_epoch * workers.size)
         fold_embeddings(model, settings.folding, rows)
-        self.optimizers = _optimizers(model, settings, rows, workers)
-        self.parallel = _parallel(model, settings, workers)
+        with _refusals_fail_the_trial():
+            self.optimizers = make_optimizers(
+                model,
+                settings.embedding_optimizer,
+                learning_rate=settings.learning_rate,
+                weight_decay=settings.weight_decay,
+                rows_per_step=rows * workers.size,
+                can_reduce_sparse=workers.size == 1 or device.type == "cpu",
+            )
+            self.parallel = _parallel(model, settings, workers)
+            captures = captures_steps(
+                settings.cuda_graph, configuration.model, self.optimizers, workers
+            )
+        self.captured = CapturedStep(device) if captures else None
         shape = BatchShape(steps_per_epoch=self.steps_per_epoch, rows=rows, seed=settings.seed)
         self.batches = split.batches(shape, workers)
         self.losses = torch.zeros(4, device=device)
         self.one = torch.ones((), device=device)
-        self.captured: CapturedStep | None = None
-        if captures_steps(settings.cuda_graph, configuration.model, self.optimizers, workers):
-            self.captured = CapturedStep(device)
 
     def step(self) -> None:
         """Train on the next batch, without waiting for the device."""
@@ -333,38 +347,41 @@ class _Stepper:
         self.parallel.train()
 
 
-def _optimizers(
-    model: nn.Module, settings: TrainingSettings, rows_per_worker: int, workers: Workers
-) -> Optimizers:
+@contextlib.contextmanager
+def _refusals_fail_the_trial() -> Iterator[None]:
+    """What the settings ask for and these workers cannot do is told as the trial's failure."""
     try:
-        return make_optimizers(
-            model,
-            settings.embedding_optimizer,
-            learning_rate=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            rows_per_step=rows_per_worker * workers.size,
-            can_reduce_sparse=workers.size == 1 or workers.device.type == "cpu",
-        )
+        yield
     except ValueError as error:
         raise TrainingError(str(error)) from error
 
 
 def _parallel(model: nn.Module, settings: TrainingSettings, workers: Workers) -> nn.Module:
     """Return what a step calls: the model itself, compiled, or one of several workers'."""
-    on_gpu = workers.device.type == "cuda"
+    if settings.compile:
+        check_can_compile(workers)
+        return compiled(model)
     if workers.group is None:
-        return _compiled(model) if settings.compile and on_gpu else model
+        return model
     return DistributedDataParallel(
         model,
-        device_ids=[workers.device] if on_gpu else None,
+        device_ids=[workers.device] if workers.device.type == "cuda" else None,
         process_group=workers.group,
         broadcast_buffers=False,
     )
 
 
-def _compiled(model: nn.Module) -> nn.Module:
-    compiled: nn.Module = torch.compile(model, dynamic=False)  # type: ignore[assignment]
-    return compiled
+def compiled(model: nn.Module, backend: str | Callable[..., object] = "inductor") -> nn.Module:
+    """Compile a model for batches of one size; another of the same shapes finds it compiled.
+
+    Args:
+        model: whose code is shared by all trials of a lane, whatever their shapes are.
+        backend: of torch.compile.
+    """
+    torch._dynamo.config.recompile_limit = MAX_COMPILED
+    torch._dynamo.config.accumulated_recompile_limit = MAX_COMPILED
+    found: nn.Module = torch.compile(model, dynamic=False, backend=backend)  # type: ignore[assignment]
+    return found
 
 
 def _evaluation_steps(steps_per_epoch: int, settings: TrainingSettings) -> list[int]:

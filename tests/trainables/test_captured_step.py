@@ -1,6 +1,7 @@
 """A step replayed as a CUDA graph is the step itself."""
 
 import gc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ from trainables import (
 )
 from trainables.batches import StreamedRows
 from trainables.configuration import build_model
-from trainables.execution import captures_steps
+from trainables.execution import captures_steps, check_can_compile
+from trainables.models.embedding import FeatureEmbedding
 from trainables.optimizers import make_optimizers
-from trainables.training import Training
+from trainables.training import Training, TrainingError, compiled
 
-GPU = torch.device("cuda")
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
 INPUTS = Inputs(vocabulary_sizes=(10, 30), num_numericals=3)
 BAGS = Inputs(vocabulary_sizes=(10, 30), num_numericals=3, bag_lengths=(1, 3))
 NUM_ROWS = 1_000
@@ -34,7 +36,9 @@ needs_gpu = [
 ]
 
 
-def make_split(inputs: Inputs, num_rows: int = NUM_ROWS) -> DeviceImpressions:
+def make_split(
+    inputs: Inputs, num_rows: int = NUM_ROWS, device: torch.device = GPU
+) -> DeviceImpressions:
     generator = torch.Generator().manual_seed(0)
     columns = [
         torch.randint(size, (num_rows, length), generator=generator)
@@ -44,7 +48,7 @@ def make_split(inputs: Inputs, num_rows: int = NUM_ROWS) -> DeviceImpressions:
     clicks_N = torch.rand(num_rows, generator=generator) < columns[0][:, 0] / 12
     conversions_N = clicks_N & (numericals_ND[:, 0] > 0.3)
     columns_N = (torch.cat(columns, 1), numericals_ND, clicks_N.byte(), conversions_N.byte())
-    return DeviceImpressions(*(column.to(GPU) for column in columns_N))
+    return DeviceImpressions(*(column.to(device) for column in columns_N))
 
 
 def start(
@@ -69,21 +73,68 @@ def finish(training: Training) -> tuple[list[float], dict[str, Tensor]]:
     return losses, {name: value.clone() for name, value in training.model.state_dict().items()}
 
 
-def rule(cuda_graph: Any, model: str, device: str, embedding_optimizer: Any = "dense") -> bool:
+class TwoWorkers(Workers):
+    """Two GPU workers of a lane, to ask a rule about: no process group is there."""
+
+    size = 2
+
+
+def rule(cuda_graph: Any, model: str, workers: Workers, embedding_optimizer: Any = "dense") -> bool:
     built = build_model(TrialConfiguration.create("dnn", {"embedding_dim": 4}), INPUTS)
     optimizers = make_optimizers(
         built, embedding_optimizer, learning_rate=0.1, weight_decay=0.0, rows_per_step=10
     )
-    return captures_steps(cuda_graph, model, optimizers, Workers(device=torch.device(device)))
+    return captures_steps(cuda_graph, model, optimizers, workers)
 
 
 def test_which_steps_are_captured() -> None:
-    assert all(rule("auto", model, "cuda") for model in MODELS)
-    assert not rule("auto", "shop.models:Own", "cuda")
-    assert rule("on", "shop.models:Own", "cuda")
-    assert not rule("off", "mmoe", "cuda")
-    assert not rule("on", "mmoe", "cpu")
-    assert not rule("on", "mmoe", "cuda", "sparse")
+    one_gpu = Workers(device=GPU)
+    assert all(rule("auto", model, one_gpu) for model in MODELS)
+    assert not rule("auto", "shop.models:Own", one_gpu)
+    assert rule("on", "shop.models:Own", one_gpu)
+    assert not rule("off", "mmoe", one_gpu)
+    for workers, embedding_optimizer in (
+        (Workers(device=CPU), "dense"),
+        (TwoWorkers(device=GPU), "dense"),
+        (one_gpu, "sparse"),
+    ):
+        assert not rule("auto", "mmoe", workers, embedding_optimizer)
+        with pytest.raises(ValueError, match=r"^training\.cuda_graph: on needs a GPU, one worker"):
+            rule("on", "mmoe", workers, embedding_optimizer)
+
+
+def test_what_cannot_be_compiled_is_refused() -> None:
+    check_can_compile(Workers(device=GPU))
+    for workers in (Workers(device=CPU), TwoWorkers(device=GPU)):
+        with pytest.raises(ValueError, match=r"^training\.compile: true needs a GPU"):
+            check_can_compile(workers)
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [({"compile": True}, "training.compile: true"), ({"cuda_graph": "on"}, "training.cuda_graph")],
+)
+def test_a_trial_that_asks_for_a_gpu_in_vain_has_failed(setting: dict[str, Any], told: str) -> None:
+    configuration = TrialConfiguration.create("dnn", training=TrainingSettings(**setting))
+    split = make_split(INPUTS, device=CPU)
+    with pytest.raises(TrainingError, match=f"^{told}"):
+        Training(configuration, INPUTS, split, split, Workers(device=CPU))
+
+
+def test_a_lane_compiles_however_many_shapes_there_are() -> None:
+    inputs = Inputs(vocabulary_sizes=(), num_numericals=3)
+    graphs = []
+
+    def count(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    for widths in (range(4, 16), range(4, 8)):  # the second time nothing is compiled
+        for width in widths:
+            configuration = TrialConfiguration.create("dnn", {"hidden_units": (width,)})
+            model = compiled(build_model(configuration, inputs), count)
+            model(torch.zeros(5, 0, dtype=torch.int8), torch.zeros(5, 3)).sum().backward()
+    assert len(graphs) == 12
 
 
 class TestOnAGpu:
@@ -134,6 +185,23 @@ class TestOnAGpu:
         assert told + rest == pytest.approx(losses, rel=1e-4)
         for name, value in weights.items():
             torch.testing.assert_close(resumed_weights[name], value, rtol=1e-3, atol=1e-4)
+
+    @pytest.mark.parametrize("num_lookups", [1_000, 10_000])
+    def test_a_row_read_often_adds_up_in_float32(self, num_lookups: int) -> None:
+        torch.manual_seed(0)
+        inputs = Inputs(vocabulary_sizes=(5,), num_numericals=0)
+        embedding = FeatureEmbedding(inputs, 8, "embed").to(GPU)
+        assert embedding.table is not None
+        grad_BD = torch.rand(num_lookups, 8, device=GPU).bfloat16()
+        ids_BF = torch.zeros(num_lookups, 1, dtype=torch.int8, device=GPU)
+        with torch.autocast("cuda", torch.bfloat16):
+            vectors_BD = embedding.concatenate(ids_BF, grad_BD[:, :0].float())
+        assert isinstance(vectors_BD, Tensor)
+        vectors_BD.backward(grad_BD)  # type: ignore[no-untyped-call]
+        assert embedding.table.weight.grad is not None
+        torch.testing.assert_close(
+            embedding.table.weight.grad[0], grad_BD.float().sum(0), rtol=2**-8, atol=0.0
+        )
 
     def test_a_stream_is_replayed_too(self, tmp_path: Path) -> None:
         synthesize(out=tmp_path / "data", impressions=20_000, seed=1)

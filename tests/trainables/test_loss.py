@@ -240,20 +240,46 @@ def test_binary_cross_entropy_is_the_mean_over_heads() -> None:
         binary_cross_entropy(torch.randn(50, 3), clicks_B, conversions_B)
 
 
+@pytest.mark.parametrize("gate", get_args(Gate))
 @pytest.mark.parametrize("num_heads", [1, 2])
-def test_training_loss_adds_its_parts(num_heads: int) -> None:
-    logits_BT = torch.randn(60, num_heads, requires_grad=True)
-    clicks_B, conversions_B = labels(torch.arange(60) % 3)
-    losses = training_loss(logits_BT, clicks_B, conversions_B, torch.tensor(0.3), 0.3, 0.1)
-    bce = binary_cross_entropy(logits_BT, clicks_B, conversions_B)
-    ranking = pwiser(logits_BT[:, 0].sigmoid(), clicks_B, conversions_B, 0.3, 0.1)
-    torch.testing.assert_close(losses.total, bce + 0.3 * ranking)
-    torch.testing.assert_close(losses.bce, bce.detach())
-    torch.testing.assert_close(losses.pwiser, ranking.detach())
-    assert not losses.bce.requires_grad
-    (expected,) = torch.autograd.grad(bce + 0.3 * ranking, logits_BT)
-    (actual,) = torch.autograd.grad(losses.total, logits_BT)
-    torch.testing.assert_close(actual, expected)
+@pytest.mark.parametrize("num_rows", [0, 1, 50])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_training_loss_adds_its_parts(
+    gate: Gate, num_heads: int, num_rows: int, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    logits_BT = torch.randn(num_rows, num_heads).to(dtype).requires_grad_()
+    clicks_B = torch.rand(num_rows) < 0.5
+    labels = (clicks_B, clicks_B & (torch.rand(num_rows) < 0.5))
+    wide_BT = logits_BT.to(torch.promote_types(dtype, torch.float32))
+    parts = (
+        binary_cross_entropy(wide_BT, *labels),
+        pwiser(torch.sigmoid(wide_BT[:, 0]), *labels, 0.3, 0.1, gate=gate),
+    )
+    losses = training_loss(logits_BT, *labels, torch.tensor(0.7), 0.3, 0.1, gate=gate)
+    for found, part in zip(losses[1:], parts, strict=True):
+        assert not found.requires_grad
+        torch.testing.assert_close(found, part.detach(), equal_nan=True)
+    total = parts[0] + 0.7 * parts[1]
+    torch.testing.assert_close(losses.total, total, equal_nan=True)
+    (expected_BT,) = torch.autograd.grad(total, logits_BT)
+    (actual_BT,) = torch.autograd.grad(losses.total, logits_BT)
+    assert actual_BT.dtype == dtype
+    torch.testing.assert_close(actual_BT, expected_BT)
+
+
+def test_training_loss_of_a_nan_logit_is_nan() -> None:
+    logits_BT = torch.zeros(3, 2)
+    logits_BT[1, 0] = torch.nan
+    losses = training_loss(logits_BT, torch.ones(3), torch.tensor([1.0, 0.0, 0.0]), 0.3, 0.3, 0.1)
+    assert all(part.isnan() for part in losses)
+
+
+def test_second_derivative_of_the_training_loss_is_refused() -> None:
+    logits_BT = torch.randn(4, 2, requires_grad=True)
+    total = training_loss(logits_BT, torch.ones(4), torch.zeros(4), 0.3, 0.3, 0.1).total
+    with pytest.raises(RuntimeError, match="differentiable once: do not use create_graph"):
+        torch.autograd.grad(total, logits_BT, create_graph=True)
 
 
 def test_baseline_has_the_gradient_of_plain_bce() -> None:

@@ -129,6 +129,8 @@ def test_a_job_needs_no_more_than_a_name_and_datasets(read: Callable[[str], Job]
             "precision": "auto",
             "evaluate_every": 1.0,
             "folding": "auto",
+            "cuda_graph": "auto",
+            "compile": False,
             "embedding_optimizer": "auto",
             "seed": 0,
         },

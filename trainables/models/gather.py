@@ -13,8 +13,8 @@ def look_up(table_VE: Tensor, rows_R: Tensor) -> Tensor:
     """Return vectors_RE.
 
     The gradient adds up the reads of every row in float32 or wider, after sorting them, in half the
-    time of ``index_select``'s own; that one serves tables of more rows than are read, and adds in
-    the table's type.
+    time of ``index_select``'s own; that one serves where no more rows are read than the table
+    has, and adds in the table's type.
     """
     if torch.is_grad_enabled() and sorts_rows(table_VE, len(rows_R)):
         vectors_RE: Tensor = _LookUp.apply(table_VE, rows_R)  # type: ignore[no-untyped-call]
@@ -24,7 +24,7 @@ def look_up(table_VE: Tensor, rows_R: Tensor) -> Tensor:
 
 def sorts_rows(table_VE: Tensor, num_lookups: int) -> bool:
     """Whether the gradient of so many lookups sorts them."""
-    return len(table_VE) <= num_lookups
+    return len(table_VE) < num_lookups
 
 
 class _LookUp(torch.autograd.Function):
