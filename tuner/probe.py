@@ -82,9 +82,10 @@ def measure(
         threads: of one worker.
     """
     torch.set_num_threads(threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if on_gpu else "cpu")
+    as_one_gpu = on_gpu and num_workers == 1
     rows_per_step = max(configuration.training.batch_size // num_workers, 1)
-    as_one_gpu = device.type == "cuda" and num_workers == 1
     split = _random_rows(shape, rows_per_step * NUM_STEPS, device)
     short = configuration.replace(
         {
@@ -100,7 +101,6 @@ def measure(
     pairs = list(pairwise(evaluation for evaluation, _ in rounds))
     training_s = min(after.training_s - before.training_s for before, after in pairs)
     evaluation_s = min(after.evaluation_s - before.evaluation_s for before, after in pairs)
-    on_gpu = device.type == "cuda"
     return Probe(
         train_rate=len(split) / training_s,
         evaluation_rate=len(split) / evaluation_s,

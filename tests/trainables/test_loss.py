@@ -249,14 +249,15 @@ def test_training_loss_adds_its_parts(
 ) -> None:
     torch.manual_seed(0)
     logits_BT = torch.randn(num_rows, num_heads).to(dtype).requires_grad_()
-    clicks_B = torch.rand(num_rows) < 0.5
-    labels = (clicks_B, clicks_B & (torch.rand(num_rows) < 0.5))
+    clicks_B, conversions_B = labels(torch.arange(num_rows) % 3)
     wide_BT = logits_BT.to(torch.promote_types(dtype, torch.float32))
     parts = (
-        binary_cross_entropy(wide_BT, *labels),
-        pwiser(torch.sigmoid(wide_BT[:, 0]), *labels, 0.3, 0.1, gate=gate),
+        binary_cross_entropy(wide_BT, clicks_B, conversions_B),
+        pwiser(torch.sigmoid(wide_BT[:, 0]), clicks_B, conversions_B, 0.3, 0.1, gate=gate),
     )
-    losses = training_loss(logits_BT, *labels, torch.tensor(0.7), 0.3, 0.1, gate=gate)
+    losses = training_loss(
+        logits_BT, clicks_B, conversions_B, torch.tensor(0.7), 0.3, 0.1, gate=gate
+    )
     for found, part in zip(losses[1:], parts, strict=True):
         assert not found.requires_grad
         torch.testing.assert_close(found, part.detach(), equal_nan=True)
