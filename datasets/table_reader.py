@@ -116,7 +116,7 @@ class _ParquetTable:
                 self._location.filesystem.open_input_file(self._location.path),
                 pre_buffer=False,  # it would hold the whole file while batches are read
             )
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # a column's name, too
             raise TableError(
                 f"{self.name}: not readable as Parquet ({one_line(error)}); write the file again"
             ) from error
@@ -126,12 +126,23 @@ class _ParquetTable:
         with self._open() as file:
             try:
                 for batch in file.iter_batches(batch_size=_BATCH_ROWS):
+                    self._check_cells(batch, first_row)
                     yield RawBatch(first_row, batch)
                     first_row += batch.num_rows
             except (pa.ArrowException, OSError) as error:
                 raise TableError(
                     f"{self.name}: damaged after row {first_row - 1} ({one_line(error)}); "
                     "write the file again"
+                ) from error
+
+    def _check_cells(self, batch: pa.RecordBatch, first_row: int) -> None:
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            try:
+                column.validate(full=True)
+            except pa.ArrowInvalid as error:
+                raise TableError(
+                    f"{self.name}: column {name!r}: a cell after row {first_row - 1} is not what "
+                    f"its type says ({one_line(error)}); write the file again"
                 ) from error
 
 

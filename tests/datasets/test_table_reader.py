@@ -2,6 +2,8 @@ import gzip
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from datasets import table_reader
@@ -76,6 +78,19 @@ def test_truncated_parquet_is_refused(tmp_path: Path) -> None:
     pd.DataFrame({"n": range(1000)}).to_parquet(path)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(TableError, match="not readable as Parquet"):
+        open_table(path)
+
+
+def test_parquet_with_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    bytes_N = pa.array([b"x", b"ab\xb1"])
+    table = pa.table({"color": pa.Array.from_buffers(pa.string(), 2, bytes_N.buffers())})
+    pq.write_table(table, path)
+    message = "column 'color': a cell after row 0 is not what its type says .*UTF8.*; write"
+    with pytest.raises(TableError, match=message):
+        read(path)
+    path.write_bytes(path.read_bytes().replace(b"color", b"c\xb1lor"))
+    with pytest.raises(TableError, match=r"not readable as Parquet .*; write the file again"):
         open_table(path)
 
 

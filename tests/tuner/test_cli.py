@@ -207,6 +207,12 @@ def test_reading_without_a_store_is_told(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_message_quotes_stays_on_its_line(pwiser: Pwiser, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text('name: us\n"a\\n\\e[31mb\\u2028": 1\ndatasets: [us]\n')
+    line = refused(pwiser("tune", "job.yaml"))
+    assert r"a\n\x1b[31mb\u2028: unknown key; the known ones are" in line
+
+
 def test_an_unknown_job_or_dataset_is_told(pwiser: Pwiser, store: str) -> None:
     assert refused(pwiser("best", "damo", "--tracking", store)) == (
         "job 'damo': not in the tracking store; it holds demo"

@@ -90,7 +90,9 @@ def run() -> int:
 
 
 def _complain(message: object, code: int) -> int:
-    sys.stderr.write(f"pwiser: {message}\n")
+    # One line whatever it quotes: a key, a column or a path may hold line breaks and control codes.
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(message))
+    sys.stderr.write(f"pwiser: {line}\n")
     return code
 
 
