@@ -9,7 +9,7 @@ from torch import Tensor
 from trainables.execution import Folding, fold_embeddings
 from trainables.models import MODELS, Inputs
 from trainables.models.embedding import FeatureEmbedding
-from trainables.models.folded_input import OneHots
+from trainables.models.folded_input import Indicators
 
 INPUTS = Inputs(vocabulary_sizes=(7, 30, 3), num_numericals=4)
 NUM_ROWS = 50
@@ -127,16 +127,20 @@ def test_unknown_block_is_refused() -> None:
         embedding.fold([4])
 
 
+@pytest.mark.parametrize("num_ones", [1, 2])
 @pytest.mark.parametrize("weights", [None, torch.rand(50, 3, dtype=torch.float64)])
-def test_gathering_equals_the_product_with_the_indicators(weights: Tensor | None) -> None:
+def test_gathering_equals_the_product_with_the_indicators(
+    weights: Tensor | None, num_ones: int
+) -> None:
     torch.manual_seed(0)
     rows_BC = torch.randint(6, (50, 3)) + torch.tensor([0, 6, 12])  # rows 18 and 19 are not read
-    folded_VH = torch.randn(20, 7, dtype=torch.float64, requires_grad=True)
-    one_hots = OneHots(rows_BC=rows_BC, weights_BC=weights, num_rows=20)
-    probe_BH = torch.randn(50, 7, dtype=torch.float64)
-    found_BH = one_hots.product(folded_VH)
-    (found,) = torch.autograd.grad((found_BH * probe_BH).sum(), folded_VH)
-    wanted_BH = one_hots._dense(torch.float64) @ folded_VH
-    (wanted,) = torch.autograd.grad((wanted_BH * probe_BH).sum(), folded_VH)
-    torch.testing.assert_close(found_BH, wanted_BH)
+    dense_BN = torch.cat([torch.randn(50, 2), torch.ones(50, 2)], dim=1).double()
+    x = Indicators(rows_BC=rows_BC, weights_BC=weights, num_rows=20, dense_BN=dense_BN)
+    folded_KXH = torch.randn(3, 22 + num_ones, 7, dtype=torch.float64, requires_grad=True)
+    probe_KBH = torch.randn(3, 50, 7, dtype=torch.float64)
+    found_KBH = x.product(folded_KXH)
+    (found,) = torch.autograd.grad((found_KBH * probe_KBH).sum(), folded_KXH)
+    wanted_KBH = x._matrix(torch.float64)[:, : 22 + num_ones] @ folded_KXH
+    (wanted,) = torch.autograd.grad((wanted_KBH * probe_KBH).sum(), folded_KXH)
+    torch.testing.assert_close(found_KBH, wanted_KBH)
     torch.testing.assert_close(found, wanted)

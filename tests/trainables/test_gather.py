@@ -76,3 +76,16 @@ def test_rows_that_nothing_reads_sum_to_nothing() -> None:
     table = torch.tensor([[1.0], [2.0], [4.0]])
     places_R, starts_V = by_row(torch.tensor([2, 0, 2]), 4)
     assert sum_rows(table, places_R, starts_V, None).tolist() == [[2.0], [0.0], [5.0], [0.0]]
+
+
+@pytest.mark.parametrize("width", [1, 128, 129, 300])
+def test_strips_of_columns_add_up_to_the_whole(width: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randint(-9, 10, (11, width), generator=generator).float()
+    rows_BC = torch.randint(11, (6, 4), generator=generator)
+    wanted = table[rows_BC].sum(1)
+    assert torch.equal(sum_rows(table, rows_BC, None, None), wanted)
+    whole = torch.full((6, width + 2), torch.nan)
+    sum_rows(table, rows_BC, None, None, out=whole[:, 1:-1])
+    assert torch.equal(whole[:, 1:-1], wanted)
+    assert whole[:, [0, -1]].isnan().all()

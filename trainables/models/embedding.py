@@ -1,8 +1,8 @@
 """Features to vectors: one embedding table for all categorical fields, numericals beside it.
 
 Shape suffixes: B batch, F id columns (one per categorical field, as many as a bag is long), N
-numericals, G fields of the output, E embedding, D = G * E, X dense indicators, V rows of
-the table that belong to folded blocks.
+numericals, G fields of the output, E embedding, D = G * E, V rows of the table that belong to
+folded blocks.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainables.models.bags import Bags
-from trainables.models.folded_input import Features, FoldedInput, OneHots
+from trainables.models.folded_input import Features, FoldedInput, Indicators, cast_as_read
 from trainables.models.gather import look_up, sorts_rows
 from trainables.models.inputs import Inputs
 from trainables.models.settings import check_at_least, check_option
@@ -139,9 +139,11 @@ class FeatureEmbedding(nn.Module):
         if self.folding is not None:
             return self.folding.concatenate(self, ids_BF, numericals_BN, vectors_BGE)
         if vectors_BGE is not None:
-            return _as_read(vectors_BGE).flatten(1)
+            return cast_as_read(vectors_BGE).flatten(1)
         # Converted before they are put together: fewer bytes to move, there and back.
-        vectors = [_as_read(part) for part in self._vectors(ids_BF, numericals_BN, as_read=True)]
+        vectors = [
+            cast_as_read(part) for part in self._vectors(ids_BF, numericals_BN, as_read=True)
+        ]
         return _side_by_side(vectors).flatten(1)
 
     def _vectors(
@@ -179,7 +181,7 @@ class FeatureEmbedding(nn.Module):
             return vectors
         table_VE = self.table.weight
         if as_read and _adds_in_float32(table_VE, rows):
-            table_VE = _as_read(table_VE)
+            table_VE = cast_as_read(table_VE)
         if rows.is_cuda:
             # The gradient of index_select would depend on the order of its atomics; this one sorts
             # the rows, narrow ones in half the time.
@@ -245,8 +247,7 @@ class FoldedBlocks:
         return FoldedInput(
             widths=embedding.block_widths,
             vectors=self._vectors(embedding),
-            one_hots=self._one_hots(ids_BF, numericals_BN.dtype),
-            dense_BX=self._dense(embedding, numericals_BN),
+            indicators=self._indicators(embedding, ids_BF, numericals_BN),
             plain_BY=plain_BY,
         )
 
@@ -265,22 +266,26 @@ class FoldedBlocks:
                 vectors[place] = embedding.direction_NE
         return vectors
 
-    def _one_hots(self, ids_BF: Tensor, dtype: torch.dtype) -> OneHots | None:
-        if not self.fields:
-            return None
+    def _indicators(
+        self, embedding: FeatureEmbedding, ids_BF: Tensor, numericals_BN: Tensor
+    ) -> Indicators:
         ids = ids_BF.index_select(1, self.folded_columns) if self.plain_fields else ids_BF
-        num_rows = sum(self.sizes)
+        weights_BC = None
         if self.folded_bags is None:
-            return OneHots(rows_BC=ids + self.starts, weights_BC=None, num_rows=num_rows)
-        # A mean of vectors is a product with the mean of their indicators.
-        weights_BC = self.folded_bags.weights(ids, dtype)
-        return OneHots(rows_BC=self.folded_bags.rows(ids), weights_BC=weights_BC, num_rows=num_rows)
-
-    def _dense(self, embedding: FeatureEmbedding, numericals_BN: Tensor) -> Tensor:
+            rows_BC = ids + self.starts
+        else:
+            # A mean of vectors is a product with the mean of their indicators.
+            rows_BC = self.folded_bags.rows(ids)
+            weights_BC = self.folded_bags.weights(ids, numericals_BN.dtype)
         parts = [numericals_BN] if self.numericals else []
         num_ones = 2 if self.numericals and embedding.projection is not None else 1
         ones = numericals_BN.new_ones(len(numericals_BN), num_ones)
-        return _as_read(torch.cat([*parts, ones], dim=1))
+        return Indicators(
+            rows_BC=rows_BC,
+            weights_BC=weights_BC,
+            num_rows=sum(self.sizes),
+            dense_BN=cast_as_read(torch.cat([*parts, ones], dim=1)),
+        )
 
     def _plain(
         self, embedding: FeatureEmbedding, ids_BF: Tensor, numericals_BN: Tensor
@@ -310,7 +315,7 @@ def _side_by_side(vectors: list[Tensor]) -> Tensor:
 
 
 def _flattened(blocks: list[Tensor]) -> Tensor | None:
-    return _side_by_side([_as_read(block) for block in blocks]).flatten(1) if blocks else None
+    return _side_by_side([cast_as_read(block) for block in blocks]).flatten(1) if blocks else None
 
 
 def _adds_in_float32(table_VE: Tensor, rows: Tensor) -> bool:
@@ -318,12 +323,6 @@ def _adds_in_float32(table_VE: Tensor, rows: Tensor) -> bool:
     if rows.is_cuda:
         return rows.numel() > GPU_UNSORTED_LOOKUPS
     return sorts_rows(table_VE, rows.numel())
-
-
-def _as_read(x: Tensor) -> Tensor:
-    """Convert to autocast's type once, where several first layers would each do it."""
-    kind = x.device.type
-    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
 def _columns(fields: Sequence[int], lengths: Sequence[int], device: torch.device) -> Tensor:

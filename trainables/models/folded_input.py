@@ -7,13 +7,14 @@ weights): its few vectors meet the weights once per step instead of once per imp
     concat_f(indicators_f @ vectors_f) @ W.T = concat_f(indicators_f) @ concat_f(vectors_f @ W_f.T)
 
 A categorical field's indicators are one-hot over its vocabulary, a numerical's is its value, that
-of a projection's bias is 1. They need no gradient, which saves the third product of a layer. The
-product with one-hots is a sum of rows, and so is its gradient: on a CPU both are gathered, a tenth
-of a matrix product's work. Outputs and gradients equal the plain form's up to rounding.
+of a bias is 1. They need no gradient, which saves the third product of a layer. The product with
+one-hots is a sum of rows, and so is its gradient: on a CPU both are gathered, a tenth of a matrix
+product's work. Layers side by side are computed one after another, each in a block of memory that
+stays in cache. Outputs and gradients equal the plain form's up to rounding.
 
-Shape suffixes: B batch, E embedding, D input (all fields), C places of one-hots, V rows of the
-folded categorical fields, X indicators of the numericals and a last 1, Y input of the other fields,
-H hidden, R rows of one field's vectors, S width of one field's input.
+Shape suffixes: B batch, K layers side by side, D input (all fields), C places of one-hots, V rows
+of the folded categorical fields, N numericals and 1s, X = V + N indicators, Y input of the other
+fields, H hidden, O = K * H, R rows of one block's vectors, E embedding, S width of one block.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,35 +30,39 @@ from trainables.models.gather import by_row, sum_rows
 
 
 @dataclass(frozen=True, kw_only=True)
-class OneHots:
-    """Indicators of the folded categorical fields: of all V, the few that are not 0.
+class Indicators:
+    """Indicators of the folded blocks: V one-hots, of which the few are kept that are not 0, and N.
 
     Attributes:
-        rows_BC: their places, each below V.
+        rows_BC: places of the one-hots, each below V.
         weights_BC: their values; None where all are 1.
         num_rows: V.
+        dense_BN: the folded numericals, if they are, and 1s.
     """
 
     rows_BC: Tensor
     weights_BC: Tensor | None
     num_rows: int
+    dense_BN: Tensor
 
-    def product(self, folded_VH: Tensor) -> Tensor:
-        """Return indicators_BV @ folded_VH; only the second factor has a gradient."""
-        if folded_VH.is_cuda:  # a matrix product is quick there, and the same from run to run
-            return self._dense(folded_VH.dtype) @ folded_VH
-        product_BH: Tensor = _GatheredProduct.apply(  # type: ignore[no-untyped-call]
-            folded_VH, self
-        )
-        return product_BH
+    def product(self, folded_KXH: Tensor) -> Tensor:
+        """Return indicators_BX @ folded_KXH; only the second factor has a gradient.
 
-    def _dense(self, dtype: torch.dtype) -> Tensor:
-        rows_BC = self.rows_BC
-        shape = (len(rows_BC), self.num_rows)
-        dense_BV = torch.zeros(shape, dtype=dtype, device=rows_BC.device)
+        `folded_KXH` may have fewer rows than there are indicators: the last 1s are left out then.
+        """
+        if folded_KXH.is_cuda:  # a matrix product is quick there, and the same from run to run
+            return self._matrix(folded_KXH.dtype)[:, : folded_KXH.shape[1]] @ folded_KXH
+        product_KBH: Tensor = _Product.apply(folded_KXH, self)  # type: ignore[no-untyped-call]
+        return product_KBH
+
+    def _matrix(self, dtype: torch.dtype) -> Tensor:
+        dense_BN = self.dense_BN.to(dtype)
+        one_hots_BV = dense_BN.new_zeros(len(dense_BN), self.num_rows)
         if self.weights_BC is None:
-            return dense_BV.scatter_(1, rows_BC, 1.0)
-        return dense_BV.scatter_add_(1, rows_BC, self.weights_BC.to(dtype))
+            one_hots_BV.scatter_(1, self.rows_BC, 1.0)
+        else:
+            one_hots_BV.scatter_add_(1, self.rows_BC, self.weights_BC.to(dtype))
+        return torch.cat([one_hots_BV, dense_BN], dim=1)
 
     @cached_property
     def by_row(self) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -70,17 +75,37 @@ class OneHots:
         return places // self.rows_BC.shape[1], starts_V, weights
 
 
-class _GatheredProduct(torch.autograd.Function):
+class _ProductContext(FunctionCtx):
+    x: Indicators
+    shape: torch.Size
+
+
+class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, folded_VH: Tensor, one_hots: OneHots) -> Tensor:
-        ctx.one_hots = one_hots  # type: ignore[attr-defined]
-        return sum_rows(folded_VH, one_hots.rows_BC, None, one_hots.weights_BC)
+    def forward(ctx: _ProductContext, folded_KXH: Tensor, x: Indicators) -> Tensor:
+        ctx.x, ctx.shape = x, folded_KXH.shape
+        num_layers, num_indicators, num_outputs = folded_KXH.shape
+        dense_BN = x.dense_BN[:, : num_indicators - x.num_rows].to(folded_KXH.dtype)
+        product_KBH = folded_KXH.new_empty(num_layers, len(dense_BN), num_outputs)
+        for folded_XH, product_BH in zip(folded_KXH, product_KBH, strict=True):
+            if x.num_rows:
+                sum_rows(folded_XH[: x.num_rows], x.rows_BC, None, x.weights_BC, out=product_BH)
+                product_BH.addmm_(dense_BN, folded_XH[x.num_rows :])
+            else:
+                torch.mm(dense_BN, folded_XH, out=product_BH)
+        return product_KBH
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad_BH: Tensor) -> tuple[Tensor, None]:
-        one_hots: OneHots = ctx.one_hots  # type: ignore[attr-defined]
-        return sum_rows(grad_BH.contiguous(), *one_hots.by_row), None
+    def backward(ctx: _ProductContext, grad_KBH: Tensor) -> tuple[Tensor, None]:
+        x = ctx.x
+        grad_KXH = grad_KBH.new_empty(ctx.shape)
+        dense_NB = x.dense_BN[:, : ctx.shape[1] - x.num_rows].to(grad_KBH.dtype).t()
+        for grad_BH, grad_XH in zip(grad_KBH, grad_KXH, strict=True):
+            if x.num_rows:
+                sum_rows(grad_BH, *x.by_row, out=grad_XH[: x.num_rows])
+            torch.mm(dense_NB, grad_BH, out=grad_XH[x.num_rows :])
+        return grad_KXH, None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,56 +115,110 @@ class FoldedInput:
     Attributes:
         widths: S of every block of x_BD: the categorical fields, then all numericals as one.
         vectors: vectors_RE of the folded blocks, by their place in ``widths``, ascending.
-        one_hots: of the folded categorical fields; None without one.
-        dense_BX: indicators of the numericals, where they are folded, and a 1 at the end.
+        indicators: of the folded blocks, in the same order, and a last 1.
         plain_BY: the other blocks of x_BD, side by side; None where all are folded.
     """
 
     widths: Sequence[int]
     vectors: Mapping[int, Tensor]
-    one_hots: OneHots | None
-    dense_BX: Tensor
+    indicators: Indicators
     plain_BY: Tensor | None
 
-    def linear(self, weight_HD: Tensor, bias_H: Tensor | None) -> Tensor:
-        """Return hidden_BH = x_BD @ weight_HD.T + bias_H."""
-        # Taken apart at once: autograd would fill a whole gradient with zeros for every slice.
-        weights_HS = torch.split(weight_HD, list(self.widths), dim=1)
-        folded = [
-            _fold(vectors_RE, weights_HS[block]) for block, vectors_RE in self.vectors.items()
-        ]
-        numericals = folded[-1:] if self.dense_BX.shape[1] > 1 else []
-        fields = folded[: len(folded) - len(numericals)]
-        if bias_H is not None:  # the indicator that is 1 brings it along with the numericals
-            numericals = [*numericals, bias_H.unsqueeze(0)]
-        hidden_BH = None
-        if self.one_hots is not None:
-            hidden_BH = self.one_hots.product(torch.cat(fields))
-        if numericals:
-            folded_XH = torch.cat([part.to(folded[0].dtype) for part in numericals])
-            hidden_BH = _add_product(hidden_BH, self.dense_BX[:, : len(folded_XH)], folded_XH)
+    def linear(self, weight_KHD: Tensor, bias_KH: Tensor | None) -> Tensor:
+        """Apply K linear layers: hidden_KBH[k] = x_BD @ weight_KHD[k].T + bias_KH[k]."""
+        folded_KXH, rest_KHY = _Folding.apply(  # type: ignore[no-untyped-call]
+            cast_as_read(weight_KHD),
+            None if bias_KH is None else cast_as_read(bias_KH),
+            list(self.widths),
+            tuple(self.vectors),
+            *(cast_as_read(vectors_RE) for vectors_RE in self.vectors.values()),
+        )
+        hidden_KBH = self.indicators.product(folded_KXH)
         if self.plain_BY is not None:
-            rest = [weight for block, weight in enumerate(weights_HS) if block not in self.vectors]
-            weight_YH = torch.cat(rest, dim=1).t()
-            hidden_BH = _add_product(hidden_BH, self.plain_BY, weight_YH)
-        assert hidden_BH is not None
-        return hidden_BH
+            hidden_KBH += linear_side_by_side(cast_as_read(self.plain_BY), rest_KHY, None)
+        return hidden_KBH
 
 
-def _add_product(sum_BH: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
-    if sum_BH is None:
-        return left @ right
-    return sum_BH.addmm_(left.to(sum_BH.dtype), right.to(sum_BH.dtype))
+class _FoldingContext(FunctionCtx):
+    saved_tensors: tuple[Tensor, ...]
+    widths: list[int]
+    blocks: tuple[int, ...]
+    has_bias: bool
 
 
-def _fold(vectors_RE: Tensor, weight_HS: Tensor) -> Tensor:
-    """Multiply a block's vectors by its weights: folded_RH."""
-    num_rows, embedding_dim = vectors_RE.shape
-    if weight_HS.shape[1] == embedding_dim:
-        return vectors_RE @ weight_HS.t()
+class _Folding(torch.autograd.Function):
+    """Vectors times their slices of the weights, below them the bias; and the slices that are left.
+
+    One operation, so that the gradient of the weights is written where it belongs: autograd would
+    put it together from one transposed piece per block, which takes longer than the products.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: _FoldingContext,
+        weight_KHD: Tensor,
+        bias_KH: Tensor | None,
+        widths: list[int],
+        blocks: tuple[int, ...],
+        *vectors: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(weight_KHD, *vectors)
+        ctx.widths, ctx.blocks, ctx.has_bias = widths, blocks, bias_KH is not None
+        shape_KH = weight_KHD.shape[:2]
+        weights_OS = torch.split(weight_KHD.flatten(0, 1), widths, dim=1)
+        folded = [
+            _fold(vectors_RE, weights_OS[block]).view(-1, *shape_KH).transpose(0, 1)
+            for block, vectors_RE in zip(blocks, vectors, strict=True)
+        ]
+        if bias_KH is not None:
+            folded.append(bias_KH.unsqueeze(1))
+        rest = [weight_OS for block, weight_OS in enumerate(weights_OS) if block not in blocks]
+        rest_OY = torch.cat(rest, dim=1) if rest else weight_KHD.new_empty(shape_KH.numel(), 0)
+        return torch.cat(folded, dim=1), rest_OY.view(*shape_KH, rest_OY.shape[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: _FoldingContext, grad_KXH: Tensor, grad_KHY: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        weight_KHD, *vectors = ctx.saved_tensors
+        weights_OS = torch.split(weight_KHD.flatten(0, 1), ctx.widths, dim=1)
+        grad_weight_KHD = torch.empty_like(weight_KHD)
+        grads_OS = torch.split(grad_weight_KHD.flatten(0, 1), ctx.widths, dim=1)
+        grad_XO = grad_KXH.transpose(0, 1).flatten(1)
+        num_rows = [len(vectors_RE) for vectors_RE in vectors]
+        grads_RO = torch.split(grad_XO[: sum(num_rows)], num_rows)
+        grads_RE = [
+            _fold_backward(grad_RO, vectors_RE, weights_OS[block], grads_OS[block])
+            for block, vectors_RE, grad_RO in zip(ctx.blocks, vectors, grads_RO, strict=True)
+        ]
+        rest = [grad_OS for block, grad_OS in enumerate(grads_OS) if block not in ctx.blocks]
+        widths = [grad_OS.shape[1] for grad_OS in rest]
+        parts_OS = torch.split(grad_KHY.flatten(0, 1), widths, dim=1)
+        for grad_OS, part_OS in zip(rest, parts_OS, strict=True):
+            grad_OS.copy_(part_OS)
+        grad_bias_KH = grad_KXH[:, -1] if ctx.has_bias else None
+        return grad_weight_KHD, grad_bias_KH, None, None, *grads_RE
+
+
+def _fold(vectors_RE: Tensor, weight_OS: Tensor) -> Tensor:
+    """Multiply a block's vectors by its weights: folded_RO."""
+    if weight_OS.shape[1] == vectors_RE.shape[1]:
+        return vectors_RE @ weight_OS.t()
     # Numericals with a direction each: vector r has its own E columns.
-    weight_HRE = weight_HS.reshape(-1, num_rows, embedding_dim)
-    return torch.einsum("re,hre->rh", vectors_RE, weight_HRE)
+    return torch.einsum("re,ore->ro", vectors_RE, weight_OS.view(-1, *vectors_RE.shape))
+
+
+def _fold_backward(
+    grad_RO: Tensor, vectors_RE: Tensor, weight_OS: Tensor, grad_OS: Tensor
+) -> Tensor:
+    """Write the weights' gradient to grad_OS, return that of the vectors."""
+    if weight_OS.shape[1] == vectors_RE.shape[1]:
+        torch.mm(grad_RO.t(), vectors_RE, out=grad_OS)
+        return grad_RO @ weight_OS
+    shape_RE = vectors_RE.shape
+    torch.mul(grad_RO.t().unsqueeze(2), vectors_RE, out=grad_OS.view(-1, *shape_RE))
+    return torch.einsum("ro,ore->re", grad_RO, weight_OS.view(-1, *shape_RE))
 
 
 Features = Tensor | FoldedInput
@@ -149,5 +228,24 @@ Features = Tensor | FoldedInput
 def linear(x: Features, weight_HD: Tensor, bias_H: Tensor | None) -> Tensor:
     """Return hidden_BH = x_BD @ weight_HD.T + bias_H, of either form of x_BD."""
     if isinstance(x, FoldedInput):
-        return x.linear(weight_HD, bias_H)
+        bias_KH = None if bias_H is None else bias_H.unsqueeze(0)
+        return x.linear(weight_HD.unsqueeze(0), bias_KH).squeeze(0)
     return functional.linear(x, weight_HD, bias_H)
+
+
+def linear_side_by_side(x: Features, weight_KHD: Tensor, bias_KH: Tensor | None) -> Tensor:
+    """Return hidden_KBH of K layers, of either form of x_BD; of a tensor as one wide product.
+
+    The product's hidden_KBH is a view, K not its outermost dimension in memory.
+    """
+    if isinstance(x, FoldedInput):
+        return x.linear(weight_KHD, bias_KH)
+    bias_O = None if bias_KH is None else bias_KH.flatten()
+    hidden_BO = functional.linear(x, weight_KHD.flatten(0, 1), bias_O)
+    return hidden_BO.view(-1, *weight_KHD.shape[:2]).transpose(0, 1)
+
+
+def cast_as_read(x: Tensor) -> Tensor:
+    """Convert to autocast's type once, where several first layers would each do it."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x

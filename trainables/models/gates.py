@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from trainables.models.folded_input import Features
 from trainables.models.mlp import MLP, ParallelLinear
 
+NARROW = 32
+"""Width of experts up to which a product and a sum is quicker than batched products (float32)."""
+
 
 class Gates(nn.Module):
     """G gates, each a distribution over K experts per impression.
@@ -45,4 +48,7 @@ class Gates(nn.Module):
 
 def mix(weights_GBK: Tensor, experts_KBH: Tensor) -> Tensor:
     """Weigh the experts by each gate: mixed_GBH."""
-    return torch.einsum("gbk,kbh->gbh", weights_GBK, experts_KBH)
+    if experts_KBH.dtype == torch.float32 and experts_KBH.shape[2] <= NARROW:
+        return (weights_GBK.transpose(1, 2).unsqueeze(3) * experts_KBH).sum(1)
+    # Contiguous: torch takes strided small matrices one by one, 4 times as long.
+    return torch.einsum("gbk,kbh->gbh", weights_GBK.contiguous(), experts_KBH)

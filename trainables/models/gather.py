@@ -8,6 +8,9 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional
 
+STRIP_BYTES = 512
+"""Of a table's columns that are summed up together."""
+
 
 def look_up(table_VE: Tensor, rows_R: Tensor) -> Tensor:
     """Return vectors_RE.
@@ -59,7 +62,22 @@ def by_row(rows_R: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
     return places_R, counts_V.cumsum(0) - counts_V
 
 
-def sum_rows(table: Tensor, rows: Tensor, starts: Tensor | None, weights: Tensor | None) -> Tensor:
-    """Add up rows of a table, as many as a row of `rows` has, or between two `starts`."""
+def sum_rows(
+    table: Tensor,
+    rows: Tensor,
+    starts: Tensor | None,
+    weights: Tensor | None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Add up rows of a table, as many as a row of `rows` has, or between two `starts`.
+
+    Strip by strip of its columns: rows are read often, and of a strip all fit a core's cache.
+    """
     weights = None if weights is None else weights.to(table.dtype)
-    return functional.embedding_bag(rows, table, starts, mode="sum", per_sample_weights=weights)
+    strips = [
+        functional.embedding_bag(
+            rows, strip.contiguous(), starts, mode="sum", per_sample_weights=weights
+        )
+        for strip in torch.split(table, STRIP_BYTES // table.element_size(), dim=1)
+    ]
+    return torch.cat(strips, dim=1, out=out)
