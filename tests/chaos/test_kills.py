@@ -1,12 +1,12 @@
 """SIGKILL of every part of a running job, at random moments: nothing lost, nothing run twice.
 
-Each round runs a job, kills one process of it soon after the first trial has ended and another once
-three more have, gives the same command again until the job is done, and compares with the
+Each round runs a job, kills one process of it soon after the first trial has ended and another each
+time that three more have, gives the same command again until the job is done, and compares with the
 undisturbed job: the same trials, each once, with the same parameters, states and metrics; no run
-left open, no process, no training state. `CHAOS_ROUNDS` says how often.
+left open, no process, no training state. `CHAOS_KILLS` says how often each victim is killed.
 
-Two more are killed that are not the job's own, once in a round and in twice as many rounds: a node
-of its cluster, with the lane on it, and the MLflow server, which comes back after `AWAY_S`.
+Two more are killed that are not the job's own, once in a round: a node of its cluster, with the
+lane on it, and the MLflow server, which comes back after `AWAY_S`.
 """
 
 import os
@@ -35,11 +35,11 @@ from datasets import synthesize
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "1"))
+KILLS = int(os.environ.get("CHAOS_KILLS", "2"))
+KILLS_PER_ROUND = 5
 TIMEOUT_S = 300
 AWAY_S = 30.0
-TRIALS = 8
-DONE = re.compile(rf"(\d)/{TRIALS} done")
+DONE = re.compile(r"(\d+)/\d+ done")
 SLOW = """
 import time
 from torch import nn
@@ -94,7 +94,9 @@ class Place:
             return f"http://127.0.0.1:{(self.directory / 'port').read_text()}"
         return f"sqlite:///{self.directory / 'mlflow.db'}"
 
-    def write_job(self, name: str, *, workers: int = 1, served: bool = False) -> Path:
+    def write_job(self, name: str, *, trials: int, workers: int = 1, served: bool = False) -> Path:
+        # The baseline and the job's own alpha come first.
+        alphas = [round(0.01 * number, 2) for number in range(1, trials - 1)]
         job = {
             "name": name,
             "datasets": [str(self.directory / "tiny")],
@@ -102,9 +104,9 @@ class Place:
             "search": {
                 "sampler": "grid",
                 "pruner": "none",
-                "trials": TRIALS,
+                "trials": trials,
                 "replicates": 0,
-                "space": {"loss.alpha": {"values": [0.01, 0.02, 0.03, 0.05, 0.1, 0.2]}},
+                "space": {"loss.alpha": {"values": alphas}},
             },
             "training": {"epochs": 2, "batch_size": 256, "evaluate_every": 0.25},
             "resources": {
@@ -162,17 +164,17 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(place: Place) -> Callable[[int], list[Run]]:
-    """The trials of a job that nobody disturbs, by the workers of a lane."""
+def undisturbed(place: Place) -> Callable[[int, int], list[Run]]:
+    """The trials of a job that nobody disturbs, by their number and the workers of a lane."""
 
     @cache
-    def trials(workers: int) -> list[Run]:
-        name = f"undisturbed-{workers}"
-        job = place.write_job(name, workers=workers)
+    def found(trials: int, workers: int) -> list[Run]:
+        name = f"undisturbed-{trials}-{workers}"
+        job = place.write_job(name, trials=trials, workers=workers)
         assert place.tune(job).wait(timeout=TIMEOUT_S) == 0, place.log(job).read_text()
         return place.trials(name)
 
-    return trials
+    return found
 
 
 class Server:
@@ -284,7 +286,7 @@ def disturb(
     kills: deque[float],
     kill_one: Callable[["subprocess.Popen[bytes]"], bool],
 ) -> None:
-    """Kill something so many seconds after a trial has ended, something else after three more.
+    """Kill something so many seconds after a trial has ended, the next after three more, and so on.
 
     By then those have ended that the first one hit: a trial may be hit by chance, but not at the
     same place twice.
@@ -321,6 +323,10 @@ def is_of(process: psutil.Process, sessions: Sequence[int]) -> bool:
         return False
 
 
+def kills_per_round(victim: str) -> int:
+    return 1 if victim in KILLED_ONCE else min(KILLS, KILLS_PER_ROUND)
+
+
 def marks(victim: str, number: int) -> list[pytest.MarkDecorator]:
     return [] if victim in ALWAYS and number == 0 else [pytest.mark.chaos]
 
@@ -330,25 +336,26 @@ def marks(victim: str, number: int) -> list[pytest.MarkDecorator]:
     [
         pytest.param(victim, number, marks=marks(victim, number), id=f"{victim}-{number}")
         for victim in VICTIMS
-        for number in range(2 * ROUNDS if victim in KILLED_ONCE else ROUNDS)
+        for number in range(-(-KILLS // kills_per_round(victim)))
     ],
 )
 def test_nothing_is_lost_and_nothing_runs_twice(
     place: Place,
-    undisturbed: Callable[[int], list[Run]],
+    undisturbed: Callable[[int, int], list[Run]],
     server: Callable[[], Server],
     cluster: Callable[[], Cluster],
     victim: str,
     number: int,
 ) -> None:
     moments = random.Random(f"{victim}-{number}")
-    num_kills = 1 if victim in KILLED_ONCE else 2
+    num_kills = kills_per_round(victim)
+    num_trials = 3 * num_kills + 2
     kills = deque(moments.uniform(0, 1.5) for _ in range(num_kills))
     name = f"{victim}-{number}"
     workers = 2 if victim == "worker-of-two" else 1
-    expected_trials = undisturbed(workers)
+    expected_trials = undisturbed(num_trials, workers)
     mlflow = server() if victim == "mlflow" else None
-    job = place.write_job(name, workers=workers, served=mlflow is not None)
+    job = place.write_job(name, trials=num_trials, workers=workers, served=mlflow is not None)
     nodes = cluster() if victim == "node" else None
     environment = {} if nodes is None else {"RAY_ADDRESS": nodes.address}
 
@@ -381,7 +388,7 @@ def test_nothing_is_lost_and_nothing_runs_twice(
         no_process_is_left(sessions)
     trials = place.trials(name)
     assert [run.data.tags["pwiser.trial"] for run in trials] == [
-        str(number) for number in range(TRIALS)
+        str(number) for number in range(num_trials)
     ]
     assert {run.info.status for run in place.runs(name)} <= {"FINISHED", "FAILED"}
     assert [facts(run) for run in trials] == [facts(run) for run in expected_trials]
