@@ -116,7 +116,8 @@ class FoldedInput:
         widths: S of every block of x_BD: the categorical fields, then all numericals as one.
         vectors: vectors_RE of the folded blocks, by their place in ``widths``, ascending.
         indicators: of the folded blocks, in the same order, and a last 1.
-        plain_BY: the other blocks of x_BD, side by side; None where all are folded.
+        plain_BY: the other blocks of x_BD, side by side, in the type that a layer reads; None where
+            all are folded.
     """
 
     widths: Sequence[int]
@@ -135,7 +136,7 @@ class FoldedInput:
         )
         hidden_KBH = self.indicators.product(folded_KXH)
         if self.plain_BY is not None:
-            hidden_KBH += linear_side_by_side(cast_as_read(self.plain_BY), rest_KHY, None)
+            hidden_KBH += linear_side_by_side(self.plain_BY, rest_KHY, None)
         return hidden_KBH
 
 
