@@ -2,10 +2,13 @@
 
 import logging
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tuner.errors import ClusterError, JobFileError
@@ -77,6 +80,7 @@ def connected(*, verbose: bool = False) -> Iterator[None]:
         else:
             # what every task did and when, which Ray would keep for a dashboard that is not there
             os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
+            _keep_group_signals_from_ray()
             ray.init(
                 address="local",
                 logging_level=level,
@@ -94,6 +98,19 @@ def connected(*, verbose: bool = False) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _keep_group_signals_from_ray() -> None:
+    """Have Ray start its processes in process groups of their own, as it does on Windows.
+
+    `timeout`, shells and batch systems signal the whole group of a command: its Ray would be gone
+    before the job has saved what it must. Where Linux does not end Ray's processes
+    with this one, Ray's reaper does, by their group: they stay in it.
+    """
+    if sys.platform == "linux":
+        from ray._private import services
+
+        services.ConsolePopen = partial(subprocess.Popen, process_group=0)
 
 
 @contextmanager

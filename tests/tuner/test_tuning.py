@@ -622,7 +622,7 @@ def test_a_running_job_refuses_a_second_process(
         assert pwiser(monkeypatch, "tune", str(job)) == 2
         assert "name: job 'running' is running already" in capsys.readouterr().err
     finally:
-        process.send_signal(signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGTERM)  # to the whole group, as `timeout` does
         process.communicate(timeout=120)
     assert process.returncode == 130
     assert_no_process_is_left(process.pid)
