@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from planted import CPU, INPUTS, make_split
 from torch import Tensor
 
 from datasets import open_dataset, synthesize
 from trainables import (
     MODELS,
-    DeviceImpressions,
     Inputs,
     TrainingSettings,
     TrialConfiguration,
@@ -26,29 +26,13 @@ from trainables.models.embedding import FeatureEmbedding
 from trainables.optimizers import make_optimizers
 from trainables.training import Training, TrainingError, compiled
 
-CPU, GPU = torch.device("cpu"), torch.device("cuda")
-INPUTS = Inputs(vocabulary_sizes=(10, 30), num_numericals=3)
+GPU = torch.device("cuda")
 BAGS = Inputs(vocabulary_sizes=(10, 30), num_numericals=3, bag_lengths=(1, 3))
 NUM_ROWS = 1_000
 needs_gpu = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU"),
 ]
-
-
-def make_split(
-    inputs: Inputs, num_rows: int = NUM_ROWS, device: torch.device = GPU
-) -> DeviceImpressions:
-    generator = torch.Generator().manual_seed(0)
-    columns = [
-        torch.randint(size, (num_rows, length), generator=generator)
-        for size, length in zip(inputs.vocabulary_sizes, inputs.bag_lengths, strict=True)
-    ]
-    numericals_ND = torch.randn(num_rows, inputs.num_numericals, generator=generator)
-    clicks_N = torch.rand(num_rows, generator=generator) < columns[0][:, 0] / 12
-    conversions_N = clicks_N & (numericals_ND[:, 0] > 0.3)
-    columns_N = (torch.cat(columns, 1), numericals_ND, clicks_N.byte(), conversions_N.byte())
-    return DeviceImpressions(*(column.to(device) for column in columns_N))
 
 
 def start(
@@ -64,7 +48,7 @@ def start(
         {"embedding_dim": 4} | (settings or {}),
         training=TrainingSettings(**defaults | training),
     )
-    split = make_split(inputs)
+    split = make_split(inputs=inputs, device=GPU)
     return Training(configuration, inputs, split, split, Workers(device=GPU))
 
 
@@ -116,7 +100,7 @@ def test_what_cannot_be_compiled_is_refused() -> None:
 )
 def test_a_trial_that_asks_for_a_gpu_in_vain_has_failed(setting: dict[str, Any], told: str) -> None:
     configuration = TrialConfiguration.create("dnn", training=TrainingSettings(**setting))
-    split = make_split(INPUTS, device=CPU)
+    split = make_split()
     with pytest.raises(TrainingError, match=f"^{told}"):
         Training(configuration, INPUTS, split, split, Workers(device=CPU))
 

@@ -5,11 +5,11 @@ import sys
 
 import pytest
 import torch
+from planted import CPU, INPUTS, make_split
 
 from trainables import (
     ConfigurationError,
     DeviceImpressions,
-    Inputs,
     TrainingSettings,
     TrialConfiguration,
     Workers,
@@ -18,18 +18,8 @@ from trainables.execution import compute_dtype
 from trainables.metrics import evaluate
 from trainables.training import predict_logits, train
 
-INPUTS = Inputs(vocabulary_sizes=(5, 9), num_numericals=3)
 SETTINGS = {"embedding_dim": 8, "expert_units": (12, 8), "num_experts": 3, "gate_units": ()}
-WORKERS = Workers(device=torch.device("cpu"))
-
-
-def impressions(num_rows: int) -> DeviceImpressions:
-    generator = torch.Generator().manual_seed(0)
-    ids_NF = torch.stack([torch.randint(size, (num_rows,), generator=generator) for size in (5, 9)])
-    clicks_N = (torch.rand(num_rows, generator=generator) < 0.4).to(torch.uint8)
-    conversions_N = clicks_N * (torch.rand(num_rows, generator=generator) < 0.4).to(torch.uint8)
-    numericals_ND = torch.randn(num_rows, 3, generator=generator)
-    return DeviceImpressions(ids_NF.t().to(torch.int8), numericals_ND, clicks_N, conversions_N)
+WORKERS = Workers(device=CPU)
 
 
 def trained(folding: str, split: DeviceImpressions) -> torch.nn.Module:
@@ -42,7 +32,7 @@ def trained(folding: str, split: DeviceImpressions) -> torch.nn.Module:
 
 
 def test_training_folded_and_plain_ends_at_the_same_weights() -> None:
-    split = impressions(320)
+    split = make_split(320)
     folded, plain = (trained(folding, split).state_dict() for folding in ("on", "off"))
     assert folded.keys() == plain.keys()
     for key, value in folded.items():
@@ -50,7 +40,7 @@ def test_training_folded_and_plain_ends_at_the_same_weights() -> None:
 
 
 def test_folded_model_gives_the_metrics_of_its_plain_copy() -> None:
-    split = impressions(5_000)
+    split = make_split(5_000)
     folded = trained("on", split)
     plain = trained("off", split)
     plain.load_state_dict(folded.state_dict())

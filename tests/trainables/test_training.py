@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from planted import CPU, INPUTS, SMALL_MODELS, make_split
 
 from datasets import Impressions
 from trainables import (
     DeviceImpressions,
     Evaluation,
-    Inputs,
     LossSettings,
     TrainingError,
     TrainingSettings,
@@ -23,15 +23,7 @@ from trainables import (
 from trainables.metrics import METRICS, evaluate
 from trainables.training import EVALUATION_BATCH, Training, predict_logits
 
-INPUTS = Inputs(vocabulary_sizes=(10, 30), num_numericals=3)
-ALONE = Workers(device=torch.device("cpu"))
-SETTINGS: dict[str, dict[str, Any]] = {
-    "shared_bottom": {"bottom_units": [8]},
-    "mmoe": {"expert_units": [8], "num_experts": 2, "gate_units": []},
-    "ple": {"expert_units": [8], "num_experts": 2, "gate_units": []},
-    "dnn": {"hidden_units": [8]},
-    "masknet": {"hidden_units": [8]},
-}
+ALONE = Workers(device=CPU)
 Weights = dict[str, torch.Tensor]
 
 
@@ -44,21 +36,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def make_split(num_rows: int = 1000, seed: int = 0) -> DeviceImpressions:
-    """Impressions whose clicks depend on the first field, conversions on the first numerical."""
-    generator = torch.Generator().manual_seed(seed)
-    ids_NF = torch.stack(
-        [torch.randint(size, (num_rows,), generator=generator) for size in INPUTS.vocabulary_sizes],
-        dim=1,
-    )
-    numericals_ND = torch.randn(num_rows, INPUTS.num_numericals, generator=generator)
-    clicks_N = torch.rand(num_rows, generator=generator) < ids_NF[:, 0] / 12
-    conversions_N = clicks_N & (numericals_ND[:, 0] > 0.3)
-    return DeviceImpressions(
-        ids_NF.to(torch.int8), numericals_ND, clicks_N.byte(), conversions_N.byte()
-    )
-
-
 TRAIN, VALID = make_split(seed=0), make_split(301, seed=1)
 
 
@@ -66,7 +43,7 @@ def configure(model: str = "mmoe", alpha: float = 0.3, **training: Any) -> Trial
     settings = {"epochs": 2, "batch_size": 100, "learning_rate": 0.01, "precision": "float32"}
     return TrialConfiguration.create(
         model,
-        SETTINGS[model] | {"embedding_dim": 4},
+        SMALL_MODELS[model] | {"embedding_dim": 4},
         training=TrainingSettings(**settings | training),
         loss=LossSettings(alpha=alpha),
     )
@@ -100,7 +77,7 @@ def with_dropout(seed: int) -> TrialConfiguration:
     return configure("shared_bottom", seed=seed).replace({"model.dropout": 0.3})
 
 
-@pytest.mark.parametrize("model", SETTINGS)
+@pytest.mark.parametrize("model", SMALL_MODELS)
 def test_the_same_seed_gives_the_same_trial_bit_by_bit(model: str) -> None:
     first = run_with_weights(configure(model, seed=3))
     assert_same(first, run_with_weights(configure(model, seed=3)))
@@ -140,7 +117,7 @@ def test_every_rank_draws_dropout_masks_of_its_own() -> None:
     assert drawn[0, 1] != drawn[1, 1]
 
 
-@pytest.mark.parametrize("model", SETTINGS)
+@pytest.mark.parametrize("model", SMALL_MODELS)
 def test_a_trial_learns_and_reports_every_metric(model: str) -> None:
     *_, last = run(configure(model, epochs=6, learning_rate=0.02))
     assert tuple(last.metrics) == METRICS
@@ -321,7 +298,7 @@ def test_a_loaded_split_is_copied_as_it_is() -> None:
         clicks_N=np.array([1, 1], np.uint8),
         conversions_N=np.array([0, 1], np.uint8),
     )
-    split = DeviceImpressions.from_impressions(impressions, torch.device("cpu"))
+    split = DeviceImpressions.from_impressions(impressions, CPU)
     assert len(split) == 2
     assert split.ids_NF.dtype == torch.int16
     row = split.rows(torch.tensor([1]))

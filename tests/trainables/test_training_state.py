@@ -5,12 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from planted import CPU, INPUTS, SMALL_MODELS, make_split
 
 from trainables import (
     CheckpointError,
-    DeviceImpressions,
     Evaluation,
-    Inputs,
     LossSettings,
     TrainingSettings,
     TrialConfiguration,
@@ -20,29 +19,7 @@ from trainables.training import Training
 from trainables.training_state import STATE_FILE, Position, TrainingState
 
 Told = list[dict[str, Any]]
-INPUTS = Inputs(vocabulary_sizes=(10, 30), num_numericals=3)
-ALONE = Workers(device=torch.device("cpu"))
-SETTINGS: dict[str, dict[str, Any]] = {
-    "shared_bottom": {"bottom_units": [8]},
-    "mmoe": {"expert_units": [8], "num_experts": 2, "gate_units": []},
-    "ple": {"expert_units": [8], "num_experts": 2, "gate_units": []},
-    "dnn": {"hidden_units": [8]},
-    "masknet": {"hidden_units": [8]},
-}
-
-
-def make_split(num_rows: int, seed: int) -> DeviceImpressions:
-    generator = torch.Generator().manual_seed(seed)
-    sizes = INPUTS.vocabulary_sizes
-    ids = [torch.randint(size, (num_rows,), generator=generator) for size in sizes]
-    numericals_ND = torch.randn(num_rows, INPUTS.num_numericals, generator=generator)
-    clicks_N = torch.rand(num_rows, generator=generator) < ids[0] / 12
-    conversions_N = clicks_N & (numericals_ND[:, 0] > 0.3)
-    return DeviceImpressions(
-        torch.stack(ids, dim=1), numericals_ND, clicks_N.byte(), conversions_N.byte()
-    )
-
-
+ALONE = Workers(device=CPU)
 TRAIN, VALID = make_split(1_000, seed=0), make_split(301, seed=1)
 
 
@@ -50,7 +27,7 @@ def configure(model: str = "mmoe", **training: Any) -> TrialConfiguration:
     settings = {"epochs": 2, "batch_size": 100, "learning_rate": 0.01, "precision": "float32"}
     return TrialConfiguration.create(
         model,
-        SETTINGS[model] | {"embedding_dim": 4},
+        SMALL_MODELS[model] | {"embedding_dim": 4},
         training=TrainingSettings(**settings | training),
         loss=LossSettings(),
     )
