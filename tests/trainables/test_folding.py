@@ -9,7 +9,7 @@ from torch import Tensor
 from trainables.execution import Folding, fold_embeddings
 from trainables.models import MODELS, Inputs
 from trainables.models.embedding import FeatureEmbedding
-from trainables.models.folded_input import Indicators
+from trainables.models.folded_input import Indicators, linear_side_by_side
 
 INPUTS = Inputs(vocabulary_sizes=(7, 30, 3), num_numericals=4)
 NUM_ROWS = 50
@@ -66,17 +66,42 @@ def test_folded_form_equals_the_plain_form(
             torch.testing.assert_close(one, other, rtol=rtol, atol=atol)
 
 
-@pytest.mark.parametrize("inputs", [Inputs((5, 9), 0), Inputs((), 3)], ids=str)
+@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize("inputs", [Inputs((5, 9), 0), Inputs((), 3), Inputs((1, 4), 0)], ids=str)
 @pytest.mark.parametrize("name", MODELS)
-def test_folds_one_kind_of_feature_alone(name: str, inputs: Inputs) -> None:
+def test_folds_one_kind_of_feature_alone(name: str, inputs: Inputs, batch_norm: bool) -> None:
     torch.manual_seed(0)
-    model = MODELS[name](inputs, embedding_dim=6, **SIZES[name]).double()
+    model = MODELS[name](inputs, embedding_dim=6, **SIZES[name], batch_norm=batch_norm).double()
     ids_BF, numericals_BN = features(torch.float64, inputs)
     plain = outputs_and_gradients(model, ids_BF, numericals_BN)
     fold_embeddings(model, "on", NUM_ROWS)
     folded = outputs_and_gradients(model, ids_BF, numericals_BN)
     for one, other in zip(folded, plain, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("blocks", [(0, 1, 2, 3), (0,)], ids=str)
+def test_weights_may_lie_in_any_layout(blocks: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    embedding = FeatureEmbedding(INPUTS, 6, "project").double()
+    weight_KDH = torch.randn(3, embedding.num_outputs, 200, dtype=torch.float64).requires_grad_()
+    ids_BF, numericals_BN = features(torch.float64)
+    found = []
+    for folded in ((), blocks):
+        embedding.fold(folded)
+        x = embedding.concatenate(ids_BF, numericals_BN)
+        hidden_KBH = linear_side_by_side(x, weight_KDH.transpose(1, 2), None)
+        found.append((hidden_KBH, *torch.autograd.grad(hidden_KBH.square().sum(), weight_KDH)))
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("folding", ["on", "off"])
+@pytest.mark.parametrize("name", MODELS)
+def test_no_impressions_have_no_logits(name: str, folding: Folding) -> None:
+    model = MODELS[name](INPUTS, embedding_dim=6, **SIZES[name])
+    fold_embeddings(model, folding, NUM_ROWS)
+    ids_BF, numericals_BN = features(torch.float32)
+    assert model(ids_BF[:0], numericals_BN[:0]).shape == (0, MODELS[name].num_heads)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -134,8 +159,8 @@ def test_gathering_equals_the_product_with_the_indicators(
 ) -> None:
     torch.manual_seed(0)
     rows_BC = torch.randint(6, (50, 3)) + torch.tensor([0, 6, 12])  # rows 18 and 19 are not read
-    dense_BN = torch.cat([torch.randn(50, 2), torch.ones(50, 2)], dim=1).double()
-    x = Indicators(rows_BC=rows_BC, weights_BC=weights, num_rows=20, dense_BN=dense_BN)
+    dense_BM = torch.cat([torch.randn(50, 2), torch.ones(50, 2)], dim=1).double()
+    x = Indicators(rows_BC=rows_BC, weights_BC=weights, num_rows=20, dense_BM=dense_BM)
     folded_KXH = torch.randn(3, 22 + num_ones, 7, dtype=torch.float64, requires_grad=True)
     probe_KBH = torch.randn(3, 50, 7, dtype=torch.float64)
     found_KBH = x.product(folded_KXH)

@@ -1,8 +1,8 @@
 """Features to vectors: one embedding table for all categorical fields, numericals beside it.
 
 Shape suffixes: B batch, F id columns (one per categorical field, as many as a bag is long), N
-numericals, G fields of the output, E embedding, D = G * E, V rows of the table that belong to
-folded blocks.
+numericals, G fields of the output, E embedding, D = G * E; of folded blocks: C id columns, V rows
+of the table, R rows of one block, M numericals and 1s.
 """
 
 from collections.abc import Sequence
@@ -186,7 +186,7 @@ class FeatureEmbedding(nn.Module):
             # The gradient of index_select would depend on the order of its atomics; this one sorts
             # the rows, narrow ones in half the time.
             return functional.embedding(rows.int(), table_VE)
-        return look_up(table_VE, rows.flatten()).view(*rows.shape, -1)
+        return look_up(table_VE, rows.flatten()).view(*rows.shape, table_VE.shape[1])
 
     def numerical_vectors(self, numericals_BN: Tensor) -> Tensor:
         """Return the vectors_BGE of the numericals alone."""
@@ -221,7 +221,7 @@ class FoldedBlocks:
         starts = [0, *accumulate(self.sizes)]
         offsets = [0, *accumulate(sizes)]
         rows = [row for f in self.fields for row in range(offsets[f], offsets[f + 1])]
-        self.starts = torch.tensor(starts[:-1], device=device)
+        self.starts = torch.tensor(starts[:-1], dtype=torch.int64, device=device)
         self.plain_places = torch.tensor(self.plain_fields, dtype=torch.int64, device=device)
         plain_offsets = [offsets[field] for field in self.plain_fields]
         self.plain_offsets = torch.tensor(plain_offsets, dtype=torch.int64, device=device)
@@ -254,16 +254,17 @@ class FoldedBlocks:
     def _vectors(self, embedding: FeatureEmbedding) -> dict[int, Tensor]:
         vectors: dict[int, Tensor] = {}
         if self.fields and embedding.table is not None:
-            vectors_VE = embedding.look_up(self.rows_V, as_read=True)
+            vectors_VE = cast_as_read(embedding.look_up(self.rows_V, as_read=True))
             vectors |= dict(zip(self.fields, torch.split(vectors_VE, self.sizes), strict=True))
         if self.numericals:
             place = len(embedding.vocabulary_sizes)
             if embedding.projection is not None:
                 weight_EN, bias_E = embedding.projection.weight, embedding.projection.bias
-                vectors[place] = torch.cat([weight_EN.t(), bias_E.unsqueeze(0)])
+                vectors_RE = torch.cat([weight_EN.t(), bias_E.unsqueeze(0)])
             else:
                 assert embedding.direction_NE is not None
-                vectors[place] = embedding.direction_NE
+                vectors_RE = embedding.direction_NE
+            vectors[place] = cast_as_read(vectors_RE)
         return vectors
 
     def _indicators(
@@ -284,7 +285,7 @@ class FoldedBlocks:
             rows_BC=rows_BC,
             weights_BC=weights_BC,
             num_rows=sum(self.sizes),
-            dense_BN=cast_as_read(torch.cat([*parts, ones], dim=1)),
+            dense_BM=cast_as_read(torch.cat([*parts, ones], dim=1)),
         )
 
     def _plain(

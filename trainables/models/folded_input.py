@@ -13,7 +13,7 @@ product's work. Layers side by side are computed one after another, each in a bl
 stays in cache. Outputs and gradients equal the plain form's up to rounding.
 
 Shape suffixes: B batch, K layers side by side, D input (all fields), C places of one-hots, V rows
-of the folded categorical fields, N numericals and 1s, X = V + N indicators, Y input of the other
+of the folded categorical fields, M numericals and 1s, X = V + M indicators, Y input of the other
 fields, H hidden, O = K * H, R rows of one block's vectors, E embedding, S width of one block.
 """
 
@@ -31,22 +31,22 @@ from trainables.models.gather import by_row, sum_rows
 
 @dataclass(frozen=True, kw_only=True)
 class Indicators:
-    """Indicators of the folded blocks: V one-hots, of which the few are kept that are not 0, and N.
+    """Indicators of the folded blocks: V one-hots, of which the few are kept that are not 0, and M.
 
     Attributes:
         rows_BC: places of the one-hots, each below V.
         weights_BC: their values; None where all are 1.
         num_rows: V.
-        dense_BN: the folded numericals, if they are, and 1s.
+        dense_BM: the folded numericals, if they are, and 1s.
     """
 
     rows_BC: Tensor
     weights_BC: Tensor | None
     num_rows: int
-    dense_BN: Tensor
+    dense_BM: Tensor
 
     def product(self, folded_KXH: Tensor) -> Tensor:
-        """Return indicators_BX @ folded_KXH; only the second factor has a gradient.
+        """Return indicators_BX @ folded_KXH; on a CPU only the second factor has a gradient.
 
         `folded_KXH` may have fewer rows than there are indicators: the last 1s are left out then.
         """
@@ -56,13 +56,13 @@ class Indicators:
         return product_KBH
 
     def _matrix(self, dtype: torch.dtype) -> Tensor:
-        dense_BN = self.dense_BN.to(dtype)
-        one_hots_BV = dense_BN.new_zeros(len(dense_BN), self.num_rows)
+        dense_BM = self.dense_BM.to(dtype)
+        one_hots_BV = dense_BM.new_zeros(len(dense_BM), self.num_rows)
         if self.weights_BC is None:
             one_hots_BV.scatter_(1, self.rows_BC, 1.0)
         else:
             one_hots_BV.scatter_add_(1, self.rows_BC, self.weights_BC.to(dtype))
-        return torch.cat([one_hots_BV, dense_BN], dim=1)
+        return torch.cat([one_hots_BV, dense_BM], dim=1)
 
     @cached_property
     def by_row(self) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -76,35 +76,35 @@ class Indicators:
 
 
 class _ProductContext(FunctionCtx):
-    x: Indicators
+    indicators: Indicators
     shape: torch.Size
 
 
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: _ProductContext, folded_KXH: Tensor, x: Indicators) -> Tensor:
-        ctx.x, ctx.shape = x, folded_KXH.shape
+        ctx.indicators, ctx.shape = x, folded_KXH.shape
         num_layers, num_indicators, num_outputs = folded_KXH.shape
-        dense_BN = x.dense_BN[:, : num_indicators - x.num_rows].to(folded_KXH.dtype)
-        product_KBH = folded_KXH.new_empty(num_layers, len(dense_BN), num_outputs)
+        dense_BM = x.dense_BM[:, : num_indicators - x.num_rows].to(folded_KXH.dtype)
+        product_KBH = folded_KXH.new_empty(num_layers, len(dense_BM), num_outputs)
         for folded_XH, product_BH in zip(folded_KXH, product_KBH, strict=True):
             if x.num_rows:
                 sum_rows(folded_XH[: x.num_rows], x.rows_BC, None, x.weights_BC, out=product_BH)
-                product_BH.addmm_(dense_BN, folded_XH[x.num_rows :])
+                product_BH.addmm_(dense_BM, folded_XH[x.num_rows :])
             else:
-                torch.mm(dense_BN, folded_XH, out=product_BH)
+                torch.mm(dense_BM, folded_XH, out=product_BH)
         return product_KBH
 
     @staticmethod
     @once_differentiable
     def backward(ctx: _ProductContext, grad_KBH: Tensor) -> tuple[Tensor, None]:
-        x = ctx.x
+        x = ctx.indicators
         grad_KXH = grad_KBH.new_empty(ctx.shape)
-        dense_NB = x.dense_BN[:, : ctx.shape[1] - x.num_rows].to(grad_KBH.dtype).t()
+        dense_MB = x.dense_BM[:, : ctx.shape[1] - x.num_rows].to(grad_KBH.dtype).t()
         for grad_BH, grad_XH in zip(grad_KBH, grad_KXH, strict=True):
             if x.num_rows:
                 sum_rows(grad_BH, *x.by_row, out=grad_XH[: x.num_rows])
-            torch.mm(dense_NB, grad_BH, out=grad_XH[x.num_rows :])
+            torch.mm(dense_MB, grad_BH, out=grad_XH[x.num_rows :])
         return grad_KXH, None
 
 
@@ -114,10 +114,10 @@ class FoldedInput:
 
     Attributes:
         widths: S of every block of x_BD: the categorical fields, then all numericals as one.
-        vectors: vectors_RE of the folded blocks, by their place in ``widths``, ascending.
+        vectors: vectors_RE of the folded blocks, by their place in ``widths``, ascending, in the
+            type that a layer reads.
         indicators: of the folded blocks, in the same order, and a last 1.
-        plain_BY: the other blocks of x_BD, side by side, in the type that a layer reads; None where
-            all are folded.
+        plain_BY: the other blocks of x_BD, side by side, in that type; None where all are folded.
     """
 
     widths: Sequence[int]
@@ -132,7 +132,7 @@ class FoldedInput:
             None if bias_KH is None else cast_as_read(bias_KH),
             list(self.widths),
             tuple(self.vectors),
-            *(cast_as_read(vectors_RE) for vectors_RE in self.vectors.values()),
+            *self.vectors.values(),
         )
         hidden_KBH = self.indicators.product(folded_KXH)
         if self.plain_BY is not None:
@@ -184,7 +184,7 @@ class _Folding(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         weight_KHD, *vectors = ctx.saved_tensors
         weights_OS = torch.split(weight_KHD.flatten(0, 1), ctx.widths, dim=1)
-        grad_weight_KHD = torch.empty_like(weight_KHD)
+        grad_weight_KHD = weight_KHD.new_empty(weight_KHD.shape)  # contiguous, whatever it is
         grads_OS = torch.split(grad_weight_KHD.flatten(0, 1), ctx.widths, dim=1)
         grad_XO = grad_KXH.transpose(0, 1).flatten(1)
         num_rows = [len(vectors_RE) for vectors_RE in vectors]
@@ -247,6 +247,6 @@ def linear_side_by_side(x: Features, weight_KHD: Tensor, bias_KH: Tensor | None)
 
 
 def cast_as_read(x: Tensor) -> Tensor:
-    """Convert to autocast's type once, where several first layers would each do it."""
+    """Convert to the type that autocast would convert it to, where it is on."""
     kind = x.device.type
     return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x

@@ -30,19 +30,24 @@ def sorts_rows(table_VE: Tensor, num_lookups: int) -> bool:
     return len(table_VE) < num_lookups
 
 
+class _LookUpContext(FunctionCtx):
+    saved_tensors: tuple[Tensor, ...]
+    num_rows: int
+
+
 class _LookUp(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, table_VE: Tensor, rows_R: Tensor) -> Tensor:
+    def forward(ctx: _LookUpContext, table_VE: Tensor, rows_R: Tensor) -> Tensor:
         ctx.save_for_backward(rows_R)
-        ctx.num_rows = len(table_VE)  # type: ignore[attr-defined]
+        ctx.num_rows = len(table_VE)
         return table_VE.index_select(0, rows_R)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad_RE: Tensor) -> tuple[Tensor, None]:
-        (rows_R,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        places_R, starts_V = by_row(rows_R, ctx.num_rows)  # type: ignore[attr-defined]
-        return sum_rows(grad_RE.contiguous(), places_R, starts_V, None), None
+    def backward(ctx: _LookUpContext, grad_RE: Tensor) -> tuple[Tensor, None]:
+        (rows_R,) = ctx.saved_tensors
+        places_R, starts_V = by_row(rows_R, ctx.num_rows)
+        return sum_rows(grad_RE, places_R, starts_V, None), None
 
 
 def by_row(rows_R: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
@@ -71,7 +76,7 @@ def sum_rows(
 ) -> Tensor:
     """Add up rows of a table, as many as a row of `rows` has, or between two `starts`.
 
-    Strip by strip of its columns: rows are read often, and of a strip all fit a core's cache.
+    Strip by strip of its columns: where rows are read often, those of a strip fit a core's cache.
     """
     weights = None if weights is None else weights.to(table.dtype)
     strips = [
@@ -80,4 +85,4 @@ def sum_rows(
         )
         for strip in torch.split(table, STRIP_BYTES // table.element_size(), dim=1)
     ]
-    return torch.cat(strips, dim=1, out=out)
+    return strips[0] if len(strips) == 1 and out is None else torch.cat(strips, dim=1, out=out)

@@ -22,7 +22,7 @@ class Linear(nn.Linear):
 
 
 class ParallelLinear(nn.Module):
-    """K linear layers of one shape, computed as one operation.
+    """K linear layers of one shape.
 
     ``weight_KHD[k]`` and ``bias_KH[k]`` are layer k's, laid out and initialised as in nn.Linear.
 
@@ -47,8 +47,8 @@ class ParallelLinear(nn.Module):
         """Apply every layer.
 
         Args:
-            x: x_BD, read by all layers (one wide matrix product), or x_KBD, layer k reading
-                ``x[k]`` (one batched product).
+            x: x_BD, read by all layers (one wide matrix product, or what its folded form takes),
+                or x_KBD, layer k reading ``x[k]`` (one batched product).
 
         Returns:
             hidden_KBH.

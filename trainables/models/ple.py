@@ -65,7 +65,7 @@ class ExtractionLevel(nn.Module):
 
         Args:
             tasks: tasks_TBD, each task's input; on the first level, where all read the same,
-                shared_BD itself, so that all experts' first layers are one product.
+                shared_BD itself.
             shared_BD: input of the shared experts and the shared gate.
 
         Returns:
