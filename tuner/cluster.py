@@ -3,7 +3,6 @@
 import logging
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -104,12 +103,13 @@ def _keep_group_signals_from_ray() -> None:
     """Have Ray start its processes in process groups of their own, as it does on Windows.
 
     `timeout`, shells and batch systems signal the whole group of a command: its Ray would be gone
-    before the job has saved what it must. Where Linux does not end Ray's processes
-    with this one, Ray's reaper does, by their group: they stay in it.
+    before the job has saved what it must. Where the system does not end Ray's processes with this
+    one, Ray's reaper does, by their group: they stay in it.
     """
-    if sys.platform == "linux":
-        from ray._private import services
+    from ray._private import services
+    from ray._private.utils import detect_fate_sharing_support_linux
 
+    if detect_fate_sharing_support_linux():
         services.ConsolePopen = partial(subprocess.Popen, process_group=0)
 
 

@@ -584,7 +584,7 @@ def test_an_interrupted_and_a_killed_job_go_on_to_what_an_undisturbed_one_finds(
 
     interrupted = start_tune(jobs["disturbed"])
     end_first_trials(interrupted, 2)
-    interrupted.send_signal(signal.SIGINT)
+    os.killpg(interrupted.pid, signal.SIGTERM)  # to the whole group, as `timeout` does
     _, errors = interrupted.communicate(timeout=120)
     assert interrupted.returncode == 130
     assert errors.startswith("pwiser: job 'disturbed' was interrupted after ")
@@ -622,7 +622,7 @@ def test_a_running_job_refuses_a_second_process(
         assert pwiser(monkeypatch, "tune", str(job)) == 2
         assert "name: job 'running' is running already" in capsys.readouterr().err
     finally:
-        os.killpg(process.pid, signal.SIGTERM)  # to the whole group, as `timeout` does
+        process.send_signal(signal.SIGINT)
         process.communicate(timeout=120)
     assert process.returncode == 130
     assert_no_process_is_left(process.pid)

@@ -10,6 +10,7 @@ import typer
 
 from datasets.errors import PwiserError
 from tuner import __version__
+from tuner.cli.complaint import complain
 from tuner.cli.data import data_app
 from tuner.cli.options import JobName, Tracking
 from tuner.cli.service import service_app
@@ -90,9 +91,7 @@ def run() -> int:
 
 
 def _complain(message: object, code: int) -> int:
-    # One line whatever it quotes: a key, a column or a path may hold line breaks and control codes.
-    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(message))
-    sys.stderr.write(f"pwiser: {line}\n")
+    complain(message)
     return code
 
 

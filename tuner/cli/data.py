@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tuner.cli.complaint import complain
 from tuner.cli.progress import shown_progress
 
 if TYPE_CHECKING:
@@ -323,7 +324,8 @@ def validate(
     with shown_progress() as report:
         faults = datasets.validate(dataset, report=report)
     if faults:
-        typer.echo("\n".join(f"pwiser: {directory}: {fault}" for fault in faults), err=True)
+        for fault in faults:
+            complain(f"{directory}: {fault}")
         noun = "fault" if len(faults) == 1 else "faults"
         raise datasets.DatasetError(f"{directory}: {len(faults)} {noun}; prepare the dataset again")
     typer.echo(f"valid {directory}: digest {dataset.digest[:12]}")
