@@ -9,8 +9,15 @@ from dataclasses import dataclass
 import ray
 from ray.train._internal.base_worker_group import BaseWorkerGroup
 from ray.train.backend import Backend, BackendConfig
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 
-__all__ = ["SeparateWorkers", "SeparateWorkersConfig", "give_leases_back", "lane_of"]
+__all__ = [
+    "LaneScalingPolicy",
+    "SeparateWorkers",
+    "SeparateWorkersConfig",
+    "give_leases_back",
+    "lane_of",
+]
 
 
 def lane_of(rank: int, lanes: Sequence[str]) -> str:
@@ -46,6 +53,19 @@ class SeparateWorkers(Backend):  # type: ignore[misc]
     ) -> None:
         """Give back the lanes' leases: of all, or of the one that is to be replaced."""
         give_leases_back(worker_group, backend_config.lanes, backend_config.queue)
+
+
+class LaneScalingPolicy(FixedScalingPolicy):  # type: ignore[misc]
+    """As many workers as the run was made for, which an autoscaler hears of by their placement.
+
+    Ray Train's own policy tells an actor of Ray Data's too, and no worker starts before it answers:
+    a process of some seconds, that nothing else here needs.
+    """
+
+    def _send_resource_request(self) -> None:
+        pass
+
+    _maybe_send_resource_request = _cancel_resource_request = _send_resource_request
 
 
 @dataclass

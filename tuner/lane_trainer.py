@@ -6,6 +6,7 @@ import ray
 from ray._private.state import state
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2._internal.execution.callback import RayTrainCallback
@@ -13,7 +14,12 @@ from ray.train.v2._internal.execution.controller import TrainController
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from tuner.lane_backend import LaneScalingPolicy
+
 __all__ = ["LaneTrainer"]
+
+UNWANTED_CALLBACKS = (PlacementGroupCleanerCallback, DatasetsCallback)
+"""Each starts a process per run: one is harmful (see `LaneTrainer`), the other is for Ray Data."""
 
 
 class LaneTrainer(TorchTrainer):  # type: ignore[misc]
@@ -43,7 +49,7 @@ class LaneTrainer(TorchTrainer):  # type: ignore[misc]
 
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
         callbacks = super()._create_default_callbacks()
-        return [one for one in callbacks if not isinstance(one, PlacementGroupCleanerCallback)]
+        return [one for one in callbacks if not isinstance(one, UNWANTED_CALLBACKS)]
 
     def _initialize_and_run_controller(self, **settings: Any) -> Any:  # noqa: ANN401 - Ray's
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -52,6 +58,7 @@ class LaneTrainer(TorchTrainer):  # type: ignore[misc]
             "scheduling_strategy": here,
             "runtime_env": {"env_vars": get_env_vars_to_propagate()},
         }
+        settings["scaling_policy"] = LaneScalingPolicy(self.scaling_config)
         self.controller = ray.remote(**options)(TrainController).remote(**settings)
         ray.get(self.controller.run.remote())
         result = ray.get(self.controller.get_result.remote())
