@@ -20,7 +20,7 @@ test: .venv/installed
 	$(BIN)/mypy
 	$(BIN)/pytest -m "not cluster and not chaos"
 
-# SIGKILL of every part of a running job, CHAOS_KILLS times each (10 by default: 32 rounds of one to four minutes).
+# SIGKILL of every part of a running job, CHAOS_KILLS times each (10 by default: 24 rounds of one to four minutes).
 chaos: .venv/installed
 	CHAOS_KILLS=$(or $(CHAOS_KILLS),10) $(BIN)/pytest tests/chaos --durations 10
 
