@@ -97,8 +97,8 @@ class Place:
         return f"sqlite:///{self.directory / 'mlflow.db'}"
 
     def write_job(self, name: str, *, trials: int, workers: int = 1, served: bool = False) -> Path:
-        # The baseline and the job's own alpha come first.
-        alphas = [round(0.01 * number, 2) for number in range(1, trials - 1)]
+        # The baseline and the job's own alpha, 0.3, come first.
+        alphas = [round(0.001 * number, 3) for number in range(1, trials - 1)]
         job = {
             "name": name,
             "datasets": [str(self.directory / "tiny")],
