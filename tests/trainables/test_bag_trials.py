@@ -9,6 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
+from planted import CPU, SMALL_MODELS
 
 from datasets import Dataset, open_dataset, prepare_table
 from trainables import (
@@ -34,14 +35,7 @@ categorical: {color: {}, topics: {max_values: 3}}
 numerical: [weight, price]
 numerical_type: float16
 """
-SETTINGS = {
-    "shared_bottom": {"bottom_units": [8]},
-    "mmoe": {"expert_units": [8], "num_experts": 2, "gate_units": []},
-    "ple": {"expert_units": [8], "num_experts": 2, "gate_units": []},
-    "dnn": {"hidden_units": [8]},
-    "masknet": {"hidden_units": [8]},
-}
-ALONE = Workers(device=torch.device("cpu"))
+ALONE = Workers(device=CPU)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -99,7 +93,7 @@ def configure(model: str, *, folding: Folding = "auto") -> TrialConfiguration:
         epochs=3, batch_size=100, learning_rate=0.02, precision="float32", folding=folding
     )
     return TrialConfiguration.create(
-        model, SETTINGS[model] | {"embedding_dim": 4}, training=training
+        model, SMALL_MODELS[model] | {"embedding_dim": 4}, training=training
     )
 
 

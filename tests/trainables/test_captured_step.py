@@ -48,7 +48,7 @@ def start(
         {"embedding_dim": 4} | (settings or {}),
         training=TrainingSettings(**defaults | training),
     )
-    split = make_split(inputs=inputs, device=GPU)
+    split = make_split(NUM_ROWS, inputs=inputs, device=GPU)
     return Training(configuration, inputs, split, split, Workers(device=GPU))
 
 

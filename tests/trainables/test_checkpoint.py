@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
+from planted import SMALL_MODELS
 from torch import nn
 
 from datasets import Dataset, TableError, open_dataset, prepare_table
@@ -33,13 +34,6 @@ labels: {click: clicked, conversion: bought}
 categorical: [color, size]
 numerical: {weight: {normalize: log}, price: {fill: 0}}
 """
-SETTINGS: dict[str, dict[str, Any]] = {
-    "shared_bottom": {"bottom_units": [8]},
-    "mmoe": {"expert_units": [8], "num_experts": 2, "gate_units": []},
-    "ple": {"expert_units": [8], "num_experts": 2, "gate_units": []},
-    "dnn": {"hidden_units": [8]},
-    "masknet": {"hidden_units": [8]},
-}
 NUM_TEST = 50
 
 
@@ -80,7 +74,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 
 def make_model(name: str, dataset: Dataset, **settings: Any) -> tuple[Any, Inputs, nn.Module]:
     configuration = TrialConfiguration.create(
-        name, SETTINGS[name] | {"embedding_dim": 4} | settings
+        name, SMALL_MODELS[name] | {"embedding_dim": 4} | settings
     )
     inputs = Inputs(tuple(dataset.manifest.vocabulary_sizes.values()), num_numericals=2)
     torch.manual_seed(0)
