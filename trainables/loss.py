@@ -13,14 +13,15 @@ How. For an anchor a in C or U with reach r = s_a + m, the pairs that count are 
 below its gate, and their squares add up to n r^2 - 2 r (sum of s_v) + (sum of s_v^2): prefix sums
 over the sorted scores. The gradient with respect to s_v needs the number and the sum of the reaches
 of the anchors whose gate lies above s_v: suffix sums over the same order, because adding a margin
-keeps it. Both sides compare the very same numbers, so that ties fall the same way. All sums are in
+keeps it. Both sides come from one comparison, so that ties fall the same way. All sums are in
 float64 and around the mean score of V, since the expanded squares cancel. Shapes depend on N alone
 and nothing waits for the device.
 
-Shape suffixes: N impressions of the global batch, A the two anchor kinds (C, U), K all three (V, C,
-U), L labels, P powers, X = A * N, B batch of this rank, T heads, W ranks.
+Shape suffixes: N impressions of the global batch, A the two anchor kinds (U, C), K all three (U, C,
+V), P powers, S rows to sum up, X = A * N, B batch of this rank, T heads, W ranks.
 """
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -31,6 +32,7 @@ from torch.nn import functional
 
 Gate = Literal["hinge", "literal"]
 Scalar = float | Tensor
+U, C, V = range(3)  # kinds of impressions, by how many of their labels are 1
 
 
 class Losses(NamedTuple):
@@ -136,7 +138,7 @@ def pwiser(
         scores_N: click probabilities; any float type, computed on in float64.
         clicks_N: 0 or 1, any type.
         conversions_N: 0 or 1, any type; a conversion implies a click.
-        m1: margin between V and C, in score units; a number or a 0-dim tensor.
+        m1: margin between V and C, in score units; a number, or a 0-dim tensor beside the scores.
         m2: margin between V and U, likewise.
         gate: ``hinge`` or ``literal``.
         group: ranks that share the global batch; None for this process alone.
@@ -178,7 +180,7 @@ class _TrainingLoss(torch.autograd.Function):
             scores_B, clicks_B, conversions_B, (m1, m2), gate, group
         )
         grad_BT = (scores_BT - labels_BT) / labels_BT.numel()
-        grad_BT[:, 0] += alpha * ranking_grad_B * (scores_B * (1.0 - scores_B))
+        grad_BT[:, 0] += alpha * torch.ops.aten.sigmoid_backward(ranking_grad_B, scores_B)
         ctx.save_for_backward(grad_BT)
         ctx.mark_non_differentiable(bce, ranking)
         return bce + alpha * ranking, bce, ranking
@@ -224,89 +226,89 @@ def _of_global_batch(
     scores_B: Tensor,
     clicks_B: Tensor,
     conversions_B: Tensor,
-    margins_A: tuple[Scalar, Scalar],
+    margins: tuple[Scalar, Scalar],
     gate: Gate,
     group: ProcessGroup | None,
 ) -> tuple[Tensor, Tensor]:
     """PWiseR over all ranks, and its gradient for this rank's scores; both of the scores' type."""
-    scores_N, clicks_N, conversions_N = _gather(scores_B, clicks_B, conversions_B, group)
-    value, grad_N = _value_and_gradient(scores_N, clicks_N, conversions_N, margins_A, gate)
+    kinds_B = clicks_B.to(torch.uint8) + conversions_B.to(torch.uint8)
+    scores_N, kinds_N = _gather(scores_B, kinds_B, group)
+    value, grad_N = _value_and_gradient(scores_N, kinds_N, margins, gate)
     if group is not None and group.size() > 1:
         size = scores_B.shape[0]
         grad_N = grad_N.narrow(0, group.rank() * size, size) * group.size()
     return value.to(scores_B.dtype), grad_N.to(scores_B.dtype)
 
 
-def _gather(
-    scores_B: Tensor, clicks_B: Tensor, conversions_B: Tensor, group: ProcessGroup | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Every rank's scores and labels in rank order, by one collective."""
+def _gather(scores_B: Tensor, kinds_B: Tensor, group: ProcessGroup | None) -> tuple[Tensor, Tensor]:
+    """Every rank's scores and kinds in rank order, by one collective."""
     if group is None or group.size() == 1:
-        return scores_B, clicks_B.bool(), conversions_B.bool()
-    local = torch.stack([scores_B, clicks_B.to(scores_B.dtype), conversions_B.to(scores_B.dtype)])
+        return scores_B, kinds_B
+    local = torch.stack([scores_B, kinds_B.to(scores_B.dtype)])
     ranks = local.new_empty((group.size() * local.shape[0], local.shape[1]))
     distributed.all_gather_single(ranks, local, group=group)
-    scores_WB, clicks_WB, conversions_WB = ranks.view(group.size(), *local.shape).unbind(1)
-    return scores_WB.flatten(), clicks_WB.flatten().bool(), conversions_WB.flatten().bool()
+    scores_WB, kinds_WB = ranks.view(group.size(), *local.shape).unbind(1)
+    return scores_WB.flatten(), kinds_WB.flatten().to(kinds_B.dtype)
 
 
 def _value_and_gradient(
-    scores_N: Tensor,
-    clicks_N: Tensor,
-    conversions_N: Tensor,
-    margins_A: tuple[Scalar, Scalar],
-    gate: Gate,
+    scores_N: Tensor, kinds_N: Tensor, margins: tuple[Scalar, Scalar], gate: Gate
 ) -> tuple[Tensor, Tensor]:
-    """PWiseR and its gradient with respect to the scores, float64."""
-    sorted_N, order_N = scores_N.sort()
-    sorted_N = sorted_N.double()
-    labels_LN = torch.stack([conversions_N, clicks_N])
-    in_v_N, clicked_N = labels_LN.gather(1, order_N.expand(2, -1)).unbind(0)
-    in_KN = torch.stack([in_v_N, clicked_N > in_v_N, ~(clicked_N | in_v_N)]).double()
-    num_K = in_KN.sum(1).clamp(min=1.0)
-    in_v_N, num_v = in_KN[0], num_K[0]
-    weight_AN = in_KN[1:] / (num_v * num_K[1:]).unsqueeze(1)
+    """PWiseR and its gradient with respect to the scores, float64.
 
-    reach_AN = torch.stack([sorted_N + margin for margin in margins_A])
-    gate_AN = reach_AN
-    if gate == "literal":
-        gate_AN = torch.stack([sorted_N - margin for margin in margins_A])
-    num_below_AN = torch.searchsorted(sorted_N, gate_AN)
-    first_above_AN = torch.searchsorted(gate_AN, sorted_N.repeat(2, 1), right=True)
-    center = torch.dot(in_v_N, sorted_N) / num_v
-    score_N = sorted_N - center
+    At usual batches its time is that of the number of operations, on a GPU above all.
+    """
+    sorted_N, order_N = scores_N.sort()
+    sorted_AN = sorted_N.new_empty(2, len(sorted_N), dtype=torch.float64).copy_(sorted_N)
+    kinds_K1 = torch.arange(3, dtype=kinds_N.dtype, device=kinds_N.device).unsqueeze(1)
+    in_KN = (kinds_N.index_select(0, order_N) == kinds_K1).double()
+    num_K = in_KN.sum(1).clamp(min=1.0)
+    in_v_N, num_v = in_KN[V], num_K[V]
+    weight_AN = in_KN[:V] / (num_v * num_K[:V]).unsqueeze(1)
+
+    margin_A1 = _column(margins[::-1], sorted_AN)
+    reach_AN = sorted_AN + margin_A1
+    gate_AN = reach_AN if gate == "hinge" else sorted_AN - margin_A1
+    num_below_AN = torch.searchsorted(sorted_AN, gate_AN)
+    first_above_AN = _count_up_to(num_below_AN)[:, :-1]
+    center = torch.dot(in_v_N, sorted_AN[0]) / num_v
+    score_N = sorted_AN[0] - center
     reach_AN = reach_AN - center
 
-    # Each anchor against the scores of V below its gate: their number, sum and sum of squares.
     in_v_score_N = in_v_N * score_N
-    powers_PN = torch.stack([in_v_N, in_v_score_N, in_v_score_N * score_N])
-    below_PX = _prefix_sums(powers_PN).gather(1, num_below_AN.view(1, -1).expand(3, -1))
+    powers = [in_v_N, in_v_score_N, in_v_score_N * score_N]
+    anchors = [*weight_AN, *(weight_AN * reach_AN)]
+    # Of the first 0, 1, ... N values of each row.
+    sums_SN = functional.pad(torch.stack([*powers, *anchors]).cumsum(1), (1, 0))
+
+    # Each anchor against the scores of V below its gate: their number, sum and sum of squares.
+    below_PX = sums_SN[:3].gather(1, num_below_AN.view(1, -1).expand(3, -1))
     count_AN, sum_AN, squares_AN = below_PX.view(3, 2, -1).unbind(0)
-    distance_AN = count_AN * reach_AN - sum_AN
-    square_AN = torch.addcmul(squares_AN, distance_AN - sum_AN, reach_AN)
-    value = (weight_AN * square_AN).sum().clamp(min=0.0)
+    gaps_AN = torch.addcmul(sum_AN, count_AN, reach_AN, value=-1.0)  # sums of s_v - r
+    square_AN = torch.addcmul(squares_AN, gaps_AN + sum_AN, reach_AN, value=-1.0)
+    value = torch.dot(weight_AN.flatten(), square_AN.flatten()).clamp(min=0.0)
 
     # Each score of V against the anchors whose gate lies above it: their weight and reach.
-    anchors_AN = torch.stack([weight_AN, weight_AN * reach_AN], dim=1)
-    index_AN = first_above_AN.unsqueeze(1).expand(-1, 2, -1)
-    above_AN, reaches_AN = _suffix_sums(anchors_AN).gather(2, index_AN).unbind(1)
-    push_AN = in_v_N * (above_AN * score_N - reaches_AN)
+    up_to = sums_SN[3:].view(2, 2, -1)
+    not_above = up_to.gather(2, first_above_AN.expand(2, -1, -1))
+    above_AN, reaches_AN = (up_to[:, :, -1:] - not_above).unbind(0)
+    pull_AN = torch.addcmul(reaches_AN, above_AN, score_N, value=-1.0)
 
-    grad_N = 2.0 * torch.addcmul(push_AN, weight_AN, distance_AN).sum(0)
-    return value, torch.empty_like(grad_N).scatter_(0, order_N, grad_N)
-
-
-def _prefix_sums(values: Tensor) -> Tensor:
-    """Sums of the first 0, 1, ... N values along the last dimension."""
-    return functional.pad(values.cumsum(-1), (1, 0))
+    half_grad_N = torch.addcmul(in_v_N * pull_AN, weight_AN, gaps_AN).sum(0)
+    return value, torch.empty_like(half_grad_N).scatter_(0, order_N, -2.0 * half_grad_N)
 
 
-def _suffix_sums(values: Tensor) -> Tensor:
-    """Sums of the values from 0, 1, ... N on along the last dimension.
+def _count_up_to(values_AN: Tensor) -> Tensor:
+    """How many values of each row are at most 0, 1, ... N."""
+    num_rows, num_values = values_AN.shape
+    counts = values_AN.new_zeros(num_rows, num_values + 1)
+    return counts.scatter_(1, values_AN, 1, reduce="add").cumsum(1)
 
-    Summed from the end, not as total less prefix: where nothing is left the sum is exactly 0.
-    """
-    return functional.pad(values.flip(-1).cumsum(-1).flip(-1), (0, 1))
+
+def _column(values: Sequence[Scalar], like: Tensor) -> Tensor:
+    """Numbers or 0-dim tensors below each other, without waiting for the device."""
+    tensors = [value if isinstance(value, Tensor) else like.new_full((), value) for value in values]
+    return torch.stack(tensors).unsqueeze(1)
 
 
 def _labels(logits_BT: Tensor, clicks_B: Tensor, conversions_B: Tensor) -> Tensor:
