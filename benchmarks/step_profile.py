@@ -77,9 +77,20 @@ def ceilings(device: torch.device, clock: Clock) -> dict[str, float]:
     return figures
 
 
-def product_flop(_: Sequence[int], left: Sequence[int], right: Sequence[int], **__: object) -> int:
-    """Operations of a product of these shapes that is added to what is there."""
+def product_flop(left: Sequence[int], right: Sequence[int], *_: object, **__: object) -> int:
+    """Operations of a product of these shapes, batched or not."""
     return 2 * math.prod(left) * right[-1]
+
+
+def added_product_flop(_: Sequence[int], *factors: Sequence[int], **__: object) -> int:
+    """Operations of a product that is added to what is there."""
+    return product_flop(*factors)
+
+
+NOT_COUNTED_BY_TORCH = {
+    torch.ops.aten.addmm_: added_product_flop,
+    torch.ops.aten.bmm: product_flop,  # torch's formula fails where the result's type is named
+}
 
 
 class Step:
@@ -110,8 +121,7 @@ class Step:
         split = DeviceImpressions(
             torch.stack(columns, 1).to(device),
             torch.randn(NUM_ROWS, 63, device=device),
-            clicks_N.to(device),
-            conversions_N.to(device),
+            torch.stack([clicks_N, conversions_N], 1).to(device),
         )
         self.batches = split.batches(
             BatchShape(steps_per_epoch=NUM_ROWS // batch, rows=batch, seed=SEED),
@@ -143,8 +153,7 @@ class Step:
 
     def gflop(self) -> float:
         """Take a step and count the operations of its matrix products."""
-        in_place = {torch.ops.aten.addmm_: product_flop}  # which torch's counter does not know
-        with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
+        with FlopCounterMode(display=False, custom_mapping=NOT_COUNTED_BY_TORCH) as counter:
             self.run(time.perf_counter)
         return counter.get_total_flops() / 1e9
 

@@ -30,5 +30,5 @@ def make_split(
     clicks_N = torch.rand(num_rows, generator=generator) < columns[0][:, 0] / 12
     conversions_N = clicks_N & (numericals_ND[:, 0] > 0.3)
     ids_NF = torch.cat(columns, dim=1).to(torch.int8)
-    parts = (ids_NF, numericals_ND, clicks_N.byte(), conversions_N.byte())
+    parts = (ids_NF, numericals_ND, torch.stack([clicks_N, conversions_N], 1).byte())
     return DeviceImpressions(*(part.to(device) for part in parts))

@@ -112,15 +112,15 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class DeviceImpressions:
-    """A split on a device: `ids_NF` integers, `numericals_ND` floats, labels (N,) uint8.
+    """A split on a device: `ids_NF` integers, `numericals_ND` floats, `labels_NT` uint8.
 
-    F counts columns of ids: a bag has as many as it is long. Models get numericals as float32.
+    F counts columns of ids: a bag has as many as it is long. Models get numericals as float32. T is
+    2, clicks and conversions: rows in random order are read from memory once for both.
     """
 
     ids_NF: torch.Tensor
     numericals_ND: torch.Tensor
-    clicks_N: torch.Tensor
-    conversions_N: torch.Tensor
+    labels_NT: torch.Tensor
 
     @classmethod
     def from_impressions(
@@ -130,12 +130,23 @@ class DeviceImpressions:
         return cls(
             torch.from_numpy(impressions.ids_NF).to(device),
             torch.from_numpy(impressions.numericals_ND).to(device),
-            torch.from_numpy(impressions.clicks_N).to(device),
-            torch.from_numpy(impressions.conversions_N).to(device),
+            torch.from_numpy(
+                np.stack([impressions.clicks_N, impressions.conversions_N], axis=1)
+            ).to(device),
         )
 
+    @property
+    def clicks_N(self) -> torch.Tensor:  # noqa: N802
+        """0 or 1, (N,) uint8."""
+        return self.labels_NT[:, 0]
+
+    @property
+    def conversions_N(self) -> torch.Tensor:  # noqa: N802
+        """0 or 1, (N,) uint8."""
+        return self.labels_NT[:, 1]
+
     def __len__(self) -> int:
-        return len(self.clicks_N)
+        return len(self.labels_NT)
 
     def load(self) -> "DeviceImpressions":
         """As a batch: all its rows."""
@@ -162,7 +173,7 @@ class DeviceImpressions:
 
     @property
     def _columns(self) -> tuple[torch.Tensor, ...]:
-        return (self.ids_NF, self.numericals_ND, self.clicks_N, self.conversions_N)
+        return (self.ids_NF, self.numericals_ND, self.labels_NT)
 
     def batches(self, shape: BatchShape, workers: Workers) -> Batches:
         """All workers hold the same rows and permute them alike; each takes its slice of a batch.

@@ -125,9 +125,5 @@ def _random_rows(shape: TableShape, num_rows: int, device: torch.device) -> Devi
     numericals_ND = numericals_ND.to(getattr(torch, shape.numerical_type))
     luck_N = torch.rand(num_rows, generator=generator)
     luck_N[:2] = torch.tensor([0.0, 1.0])  # both classes are there, however few the rows
-    return DeviceImpressions(
-        ids_NF.to(device),
-        numericals_ND.to(device),
-        (luck_N < CLICK_SHARE).to(torch.uint8).to(device),
-        (luck_N < CONVERSION_SHARE).to(torch.uint8).to(device),
-    )
+    labels_NT = torch.stack([luck_N < CLICK_SHARE, luck_N < CONVERSION_SHARE], 1).byte()
+    return DeviceImpressions(ids_NF.to(device), numericals_ND.to(device), labels_NT.to(device))

@@ -103,7 +103,8 @@ def make_split(num_rows: int, seed: int) -> DeviceImpressions:
     numericals_ND = torch.randn(num_rows, 3, generator=generator)
     clicks_N = torch.rand(num_rows, generator=generator) < 0.2 + 0.1 * ids_NF[:, 0]
     conversions_N = clicks_N & (torch.rand(num_rows, generator=generator) < 0.3)
-    return DeviceImpressions(ids_NF, numericals_ND, clicks_N.byte(), conversions_N.byte())
+    labels_NT = torch.stack([clicks_N, conversions_N], 1).byte()
+    return DeviceImpressions(ids_NF, numericals_ND, labels_NT)
 
 
 def run_trials(rank: int, world_size: int, group: ProcessGroup | None) -> dict[str, Tensor]:

@@ -114,8 +114,8 @@ def test_arithmetic_on_float16_numericals_is_that_on_float32(dataset: Dataset) -
     half = [split_of(dataset, split) for split in ("train", "valid")]
     assert half[0].numericals_ND.dtype == torch.float16
     full = [
-        DeviceImpressions(s.ids_NF, s.numericals_ND.float(), s.clicks_N, s.conversions_N)
-        for s in half
+        DeviceImpressions(split.ids_NF, split.numericals_ND.float(), split.labels_NT)
+        for split in half
     ]
     told = [
         [

@@ -151,9 +151,8 @@ def test_a_trial_with_sparse_tables_learns_and_can_be_loaded(
     generator = torch.Generator().manual_seed(0)
     ids_NF = torch.stack([torch.randint(s, (512,), generator=generator) for s in SIZES], 1)
     clicks_N = (ids_NF[:, 0] > 3).byte()
-    split = DeviceImpressions(
-        ids_NF, torch.zeros(512, 2), clicks_N, clicks_N * (ids_NF[:, 1] > 2).byte()
-    )
+    labels_NT = torch.stack([clicks_N, clicks_N * (ids_NF[:, 1] > 2).byte()], 1)
+    split = DeviceImpressions(ids_NF, torch.zeros(512, 2), labels_NT)
     training = TrainingSettings.model_validate(
         {
             "epochs": 20,

@@ -244,10 +244,8 @@ def test_a_diverging_trial_ends() -> None:
 
 
 def test_metrics_of_one_class_alone_are_missing() -> None:
-    clicks_N = VALID.clicks_N
-    valid = DeviceImpressions(
-        VALID.ids_NF, VALID.numericals_ND, clicks_N, torch.zeros_like(clicks_N)
-    )
+    labels_NT = VALID.labels_NT * torch.tensor([1, 0], dtype=torch.uint8)
+    valid = DeviceImpressions(VALID.ids_NF, VALID.numericals_ND, labels_NT)
     (evaluation, _), *_ = train(configure(), INPUTS, TRAIN, valid, ALONE)
     missing = {name for name, value in evaluation.metrics.items() if value is None}
     assert missing == {"ctcvr_auc", "cvr_auc"}
