@@ -39,17 +39,18 @@ def start(
     model: str = "mmoe",
     settings: dict[str, Any] | None = None,
     inputs: Inputs = INPUTS,
+    device: torch.device = GPU,
     **training: Any,
 ) -> Training:
-    """A training of three epochs of ten steps, on a GPU."""
+    """A training of three epochs of ten steps, on a GPU if nothing else is said."""
     defaults = {"epochs": 3, "batch_size": 100, "learning_rate": 0.01, "precision": "float32"}
     configuration = TrialConfiguration.create(
         model,
         {"embedding_dim": 4} | (settings or {}),
         training=TrainingSettings(**defaults | training),
     )
-    split = make_split(NUM_ROWS, inputs=inputs, device=GPU)
-    return Training(configuration, inputs, split, split, Workers(device=GPU))
+    split = make_split(NUM_ROWS, inputs=inputs, device=device)
+    return Training(configuration, inputs, split, split, Workers(device=device))
 
 
 def finish(training: Training) -> tuple[list[float], dict[str, Tensor]]:
@@ -133,6 +134,19 @@ class TestOnAGpu:
         assert replayed_losses == pytest.approx(losses, rel=1e-4)
         for name, value in weights.items():
             torch.testing.assert_close(replayed[name], value, rtol=1e-3, atol=1e-4)
+
+    @pytest.mark.parametrize(("precision", "rounding"), [("float32", 1e-3), ("bfloat16", 2e-2)])
+    @pytest.mark.parametrize("model", MODELS)
+    def test_it_trains_as_on_a_cpu(self, model: str, precision: str, rounding: float) -> None:
+        whole = {
+            "epochs": 6,
+            "batch_size": NUM_ROWS,  # in any order
+            "learning_rate": 0.001,
+            "precision": precision,
+        }
+        losses, _ = finish(start(model, **whole))
+        expected, _ = finish(start(model, device=CPU, **whole))
+        assert losses == pytest.approx(expected, rel=rounding)
 
     @pytest.mark.parametrize(
         ("settings", "inputs"), [({"batch_norm": True, "numericals": "embed"}, INPUTS), ({}, BAGS)]

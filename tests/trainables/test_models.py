@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +17,8 @@ from trainables.models.batch_norm import BatchNorm
 from trainables.models.embedding import FeatureEmbedding
 from trainables.models.gates import Gates
 from trainables.models.heads import Towers, product_logit
-from trainables.models.mlp import MLP, ParallelLinear, spread_bias
+from trainables.models.linears import linears
+from trainables.models.mlp import MLP, Linear, ParallelLinear
 
 INPUTS = Inputs(vocabulary_sizes=(7, 30, 3), num_numericals=4)
 SMALL = {"embedding_dim": 8, "expert_units": (16, 12), "num_experts": 3}
@@ -397,17 +399,32 @@ def test_inputs_without_features_are_refused(
         Inputs(vocabulary_sizes=sizes, num_numericals=num_numericals)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_a_bias_spread_for_a_gpu_is_the_bias(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (Linear, (5, 4)),
+        (partial(ParallelLinear, 2), (5, 4)),
+        (partial(ParallelLinear, 2), (2, 5, 4)),
+    ],
+)
+@pytest.mark.parametrize("precision", ["float64", "bfloat16"])
+def test_linears_as_a_gpu_computes_them_are_the_linears(
+    make: Callable[..., nn.Module], shape: tuple[int, ...], has_bias: bool, precision: str
+) -> None:
     torch.manual_seed(0)
-    bias_K1H = torch.randn(2, 1, 3, dtype=torch.float64, requires_grad=True)
-    x_KBD = torch.randn(2, 5, 4).to(dtype)
-    weight_KDH = torch.randn(2, 4, 3).to(dtype)
-    grad_KBH = torch.randint(-3, 4, (2, 5, 3)).to(dtype)
-    hidden_KBH = torch.baddbmm(spread_bias(bias_K1H, x_KBD), x_KBD, weight_KDH)
-    torch.testing.assert_close(
-        hidden_KBH, torch.baddbmm(bias_K1H.to(dtype), x_KBD, weight_KDH), rtol=1e-9, atol=1e-9
-    )
-    hidden_KBH.backward(grad_KBH)
-    assert bias_K1H.grad is not None
-    assert torch.equal(bias_K1H.grad, grad_KBH.sum(1, keepdim=True).double())
+    dtype = torch.float64 if precision == "float64" else torch.float32
+    layers = make(4, 3, bias=has_bias).to(dtype)
+    x = torch.randn(shape, dtype=dtype, requires_grad=True)
+    found = []
+    for compute in (lambda x: linears(x, *layers.parameters(), *[None][has_bias:]), layers):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            hidden = compute(x)
+        assert hidden.is_contiguous()
+        grad = torch.arange(hidden.numel()).view(hidden.shape).to(hidden.dtype)
+        gradients = torch.autograd.grad(hidden, [x, *layers.parameters()], grad)
+        found.append([hidden, *gradients])
+    rounding = 2**-7 if precision == "bfloat16" else 1e-12
+    for ours, plain in zip(*found, strict=True):
+        assert ours.dtype == plain.dtype
+        torch.testing.assert_close(ours, plain, rtol=rounding, atol=1e-9)

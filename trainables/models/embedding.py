@@ -17,6 +17,7 @@ from trainables.models.bags import Bags
 from trainables.models.folded_input import Features, FoldedInput, Indicators, cast_as_read
 from trainables.models.gather import look_up, sorts_rows
 from trainables.models.inputs import Inputs
+from trainables.models.mlp import Linear
 from trainables.models.settings import check_at_least, check_option
 
 Numericals = Literal["project", "embed"]
@@ -73,10 +74,10 @@ class FeatureEmbedding(nn.Module):
         self.register_buffer("offsets_F", torch.tensor(offsets, dtype=torch.int64))
         self.bags = _bags(range(len(sizes)), inputs.bag_lengths, offsets)
 
-        self.projection: nn.Linear | None = None
+        self.projection: Linear | None = None
         self.direction_NE: nn.Parameter | None = None
         if inputs.num_numericals and numericals == "project":
-            self.projection = nn.Linear(inputs.num_numericals, embedding_dim)
+            self.projection = Linear(inputs.num_numericals, embedding_dim)
         elif inputs.num_numericals:
             # The scale of nn.Linear(1, E): a numerical is no rare id, every impression trains it.
             self.direction_NE = nn.Parameter(torch.empty(inputs.num_numericals, embedding_dim))

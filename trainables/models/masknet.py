@@ -67,11 +67,11 @@ class SerialBlocks(nn.Module):
         self.aggregation_units = [_aggregation(width, reduction_ratio) for width in masked]
         self.aggregations = Linear(num_inputs, sum(self.aggregation_units))
         self.projections = nn.ModuleList(
-            nn.Linear(aggregation, width)
+            Linear(aggregation, width)
             for aggregation, width in zip(self.aggregation_units, masked, strict=True)
         )
         self.hidden = nn.ModuleList(
-            nn.Linear(width, unit, bias=False) for width, unit in zip(masked, units, strict=True)
+            Linear(width, unit, bias=False) for width, unit in zip(masked, units, strict=True)
         )
         self.norms = nn.ModuleList(nn.LayerNorm(unit) for unit in units)
         self.activations = nn.ModuleList(
