@@ -280,7 +280,7 @@ def on_gpu(device: torch.device, data: str, rounds: int) -> dict[str, Any]:
             for size, model in CASES
             if size == "paper"
         }
-        if batch == BATCH:
+        if batch == BATCH:  # not at the end: the time on a card may be short
             figures["us_epoch_s"] = us_epoch(device, data)
     return figures
 

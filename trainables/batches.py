@@ -2,7 +2,7 @@
 
 Both kinds give endless epochs of batches of one size. The order depends on the seed alone, so that
 a trial can begin at any step. Shapes: N impressions of a split, B of a batch, F categorical fields,
-D numericals.
+D numericals, T labels (clicks, conversions).
 """
 
 from collections.abc import Iterator

@@ -13,12 +13,12 @@ How. For an anchor a in C or U with reach r = s_a + m, the pairs that count are 
 below its gate, and their squares add up to n r^2 - 2 r (sum of s_v) + (sum of s_v^2): prefix sums
 over the sorted scores. The gradient with respect to s_v needs the number and the sum of the reaches
 of the anchors whose gate lies above s_v: suffix sums over the same order, because adding a margin
-keeps it. Both sides come from one comparison, so that ties fall the same way. All sums are in
-float64 and around the mean score of V, since the expanded squares cancel. Shapes depend on N alone
-and nothing waits for the device.
+keeps it, taken as the total less the prefix. Both sides come from one comparison, so that ties fall
+the same way. All sums are in float64 and around the mean score of V, since the expanded squares
+cancel. Shapes depend on N alone and nothing waits for the device.
 
 Shape suffixes: N impressions of the global batch, A the two anchor kinds (U, C), K all three (U, C,
-V), P powers, S rows to sum up, X = A * N, B batch of this rank, T heads, W ranks.
+V), P powers, S rows to sum up, M = N + 1, X = A * N, B batch of this rank, T heads, W ranks.
 """
 
 from collections.abc import Sequence
@@ -68,8 +68,8 @@ def training_loss(
         logits_BT: a model's output, T = 1 or 2; computed on in float32 or wider.
         clicks_B: 0 or 1, any type.
         conversions_B: 0 or 1, any type; a conversion implies a click.
-        alpha: weight of PWiseR, at least 0; with 0 its gradient is 0. Neither it nor the margins
-            get a gradient.
+        alpha: weight of PWiseR, at least 0; with 0 its gradient is 0. A number, or a 0-dim tensor
+            on the logits' device, as the margins are; none of them gets a gradient.
         m1: margin between converted and clicked, in score units.
         m2: margin between converted and not clicked, in score units.
         gate: which pairs count, see the module.
@@ -138,7 +138,8 @@ def pwiser(
         scores_N: click probabilities; any float type, computed on in float64.
         clicks_N: 0 or 1, any type.
         conversions_N: 0 or 1, any type; a conversion implies a click.
-        m1: margin between V and C, in score units; a number, or a 0-dim tensor beside the scores.
+        m1: margin between V and C, in score units; a number, or a 0-dim tensor on the scores'
+            device.
         m2: margin between V and U, likewise.
         gate: ``hinge`` or ``literal``.
         group: ranks that share the global batch; None for this process alone.
@@ -259,43 +260,44 @@ def _value_and_gradient(
     At usual batches its time is that of the number of operations, on a GPU above all.
     """
     sorted_N, order_N = scores_N.sort()
-    sorted_AN = sorted_N.new_empty(2, len(sorted_N), dtype=torch.float64).copy_(sorted_N)
+    sorted_N = sorted_N.double()
     kinds_K1 = torch.arange(3, dtype=kinds_N.dtype, device=kinds_N.device).unsqueeze(1)
     in_KN = (kinds_N.index_select(0, order_N) == kinds_K1).double()
     num_K = in_KN.sum(1).clamp(min=1.0)
     in_v_N, num_v = in_KN[V], num_K[V]
-    weight_AN = in_KN[:V] / (num_v * num_K[:V]).unsqueeze(1)
+    weight_AN = in_KN[:2] / (num_v * num_K[:2]).unsqueeze(1)
 
-    margin_A1 = _column(margins[::-1], sorted_AN)
-    reach_AN = sorted_AN + margin_A1
-    gate_AN = reach_AN if gate == "hinge" else sorted_AN - margin_A1
-    num_below_AN = torch.searchsorted(sorted_AN, gate_AN)
+    m1, m2 = margins
+    margin_A1 = _column([m2, m1], sorted_N)
+    reach_AN = sorted_N + margin_A1
+    gate_AN = reach_AN if gate == "hinge" else sorted_N - margin_A1
+    num_below_AN = torch.searchsorted(sorted_N, gate_AN)
     first_above_AN = _count_up_to(num_below_AN)[:, :-1]
-    center = torch.dot(in_v_N, sorted_AN[0]) / num_v
-    score_N = sorted_AN[0] - center
+    center = torch.dot(in_v_N, sorted_N) / num_v
+    score_N = sorted_N - center
     reach_AN = reach_AN - center
 
     in_v_score_N = in_v_N * score_N
-    powers = [in_v_N, in_v_score_N, in_v_score_N * score_N]
-    anchors = [*weight_AN, *(weight_AN * reach_AN)]
-    # Of the first 0, 1, ... N values of each row.
-    sums_SN = functional.pad(torch.stack([*powers, *anchors]).cumsum(1), (1, 0))
+    powers_PN = [in_v_N, in_v_score_N, in_v_score_N * score_N]
+    anchors_SN = [*weight_AN, *(weight_AN * reach_AN)]
+    # Sums of the first 0, 1, ... N values of each row.
+    sums_SM = functional.pad(torch.stack([*powers_PN, *anchors_SN]).cumsum(1), (1, 0))
 
     # Each anchor against the scores of V below its gate: their number, sum and sum of squares.
-    below_PX = sums_SN[:3].gather(1, num_below_AN.view(1, -1).expand(3, -1))
+    below_PX = sums_SM[:3].gather(1, num_below_AN.view(1, -1).expand(3, -1))
     count_AN, sum_AN, squares_AN = below_PX.view(3, 2, -1).unbind(0)
-    gaps_AN = torch.addcmul(sum_AN, count_AN, reach_AN, value=-1.0)  # sums of s_v - r
-    square_AN = torch.addcmul(squares_AN, gaps_AN + sum_AN, reach_AN, value=-1.0)
+    excess_AN = torch.addcmul(sum_AN, count_AN, reach_AN, value=-1.0)  # sum of s_v - r
+    square_AN = torch.addcmul(squares_AN, excess_AN + sum_AN, reach_AN, value=-1.0)
     value = torch.dot(weight_AN.flatten(), square_AN.flatten()).clamp(min=0.0)
 
     # Each score of V against the anchors whose gate lies above it: their weight and reach.
-    up_to = sums_SN[3:].view(2, 2, -1)
-    not_above = up_to.gather(2, first_above_AN.expand(2, -1, -1))
-    above_AN, reaches_AN = (up_to[:, :, -1:] - not_above).unbind(0)
+    anchors_2AM = sums_SM[3:].view(2, 2, -1)
+    not_above_2AN = anchors_2AM.gather(2, first_above_AN.expand(2, -1, -1))
+    above_AN, reaches_AN = (anchors_2AM[:, :, -1:] - not_above_2AN).unbind(0)
     pull_AN = torch.addcmul(reaches_AN, above_AN, score_N, value=-1.0)
 
-    half_grad_N = torch.addcmul(in_v_N * pull_AN, weight_AN, gaps_AN).sum(0)
-    return value, torch.empty_like(half_grad_N).scatter_(0, order_N, -2.0 * half_grad_N)
+    grad_N = -2.0 * torch.addcmul(in_v_N * pull_AN, weight_AN, excess_AN).sum(0)
+    return value, torch.empty_like(grad_N).scatter_(0, order_N, grad_N)
 
 
 def _count_up_to(values_AN: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A step replayed as a CUDA graph is the step itself."""
+"""A step replayed as a CUDA graph is the step itself, and that of a CPU."""
 
 import gc
 from collections.abc import Callable
@@ -135,15 +135,16 @@ class TestOnAGpu:
         for name, value in weights.items():
             torch.testing.assert_close(replayed[name], value, rtol=1e-3, atol=1e-4)
 
-    @pytest.mark.parametrize(("precision", "rounding"), [("float32", 1e-3), ("bfloat16", 2e-2)])
+    @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
     @pytest.mark.parametrize("model", MODELS)
-    def test_it_trains_as_on_a_cpu(self, model: str, precision: str, rounding: float) -> None:
+    def test_it_trains_as_on_a_cpu(self, model: str, precision: str) -> None:
         whole = {
             "epochs": 6,
-            "batch_size": NUM_ROWS,  # in any order
+            "batch_size": NUM_ROWS,  # devices shuffle each in their own way: all rows at once
             "learning_rate": 0.001,
             "precision": precision,
         }
+        rounding = 2e-2 if (model, precision) == ("masknet", "bfloat16") else 1e-3
         losses, _ = finish(start(model, **whole))
         expected, _ = finish(start(model, device=CPU, **whole))
         assert losses == pytest.approx(expected, rel=rounding)

@@ -399,32 +399,66 @@ def test_inputs_without_features_are_refused(
         Inputs(vocabulary_sizes=sizes, num_numericals=num_numericals)
 
 
-@pytest.mark.parametrize("has_bias", [True, False])
-@pytest.mark.parametrize(
+LAYERS_AND_INPUTS = pytest.mark.parametrize(
     ("make", "shape"),
     [
         (Linear, (5, 4)),
+        (Linear, (0, 4)),
+        (partial(ParallelLinear, 1), (5, 4)),
         (partial(ParallelLinear, 2), (5, 4)),
+        (partial(ParallelLinear, 2), (0, 4)),
         (partial(ParallelLinear, 2), (2, 5, 4)),
     ],
 )
+
+
+@pytest.mark.parametrize("reads_features", [True, False])  # which have no gradient
+@pytest.mark.parametrize("has_bias", [True, False])
+@LAYERS_AND_INPUTS
 @pytest.mark.parametrize("precision", ["float64", "bfloat16"])
-def test_linears_as_a_gpu_computes_them_are_the_linears(
-    make: Callable[..., nn.Module], shape: tuple[int, ...], has_bias: bool, precision: str
+def test_linears_are_the_linear_layers(
+    make: Callable[..., nn.Module],
+    shape: tuple[int, ...],
+    has_bias: bool,
+    reads_features: bool,
+    precision: str,
 ) -> None:
     torch.manual_seed(0)
     dtype = torch.float64 if precision == "float64" else torch.float32
     layers = make(4, 3, bias=has_bias).to(dtype)
-    x = torch.randn(shape, dtype=dtype, requires_grad=True)
+    weight, bias = (*layers.parameters(), None)[:2]
+    x = torch.randn(shape, dtype=dtype, requires_grad=not reads_features)
+    leaves = [leaf for leaf in (x, weight, bias) if leaf is not None and leaf.requires_grad]
     found = []
-    for compute in (lambda x: linears(x, *layers.parameters(), *[None][has_bias:]), layers):
+    for compute in (lambda x: linears(x, weight, bias), layers):
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
             hidden = compute(x)
         assert hidden.is_contiguous()
         grad = torch.arange(hidden.numel()).view(hidden.shape).to(hidden.dtype)
-        gradients = torch.autograd.grad(hidden, [x, *layers.parameters()], grad)
-        found.append([hidden, *gradients])
+        found.append([hidden, *torch.autograd.grad(hidden, leaves, grad)])
     rounding = 2**-7 if precision == "bfloat16" else 1e-12
     for ours, plain in zip(*found, strict=True):
         assert ours.dtype == plain.dtype
         torch.testing.assert_close(ours, plain, rtol=rounding, atol=1e-9)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")
+@LAYERS_AND_INPUTS
+def test_gradients_of_weights_are_not_rounded_on_a_gpu(
+    make: Callable[..., nn.Module], shape: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    layers = make(4, 3).cuda()
+    x = torch.randn(shape, device="cuda").bfloat16()
+    with torch.autocast("cuda", torch.bfloat16):
+        hidden = layers(x)
+    grad = torch.randn_like(hidden)
+    gradients = torch.autograd.grad(hidden, list(layers.parameters()), grad)
+    wide = make(4, 3).double()
+    expected = torch.autograd.grad(
+        wide(x.double().cpu()), list(wide.parameters()), grad.double().cpu()
+    )
+    for ours, exact in zip(gradients, expected, strict=True):
+        assert ours.dtype == torch.float32
+        torch.testing.assert_close(ours.double().cpu(), exact, rtol=1e-5, atol=1e-5)

@@ -302,7 +302,8 @@ def test_a_loaded_split_is_copied_as_it_is() -> None:
     row = split.rows(torch.tensor([1]))
     assert row.ids_NF.tolist() == [[3, 4]]
     assert row.numericals_ND.tolist() == [[1.5]]
-    assert (row.clicks_N.tolist(), row.conversions_N.tolist()) == ([1], [1])
+    assert row.labels_NT.tolist() == [[1, 1]]
+    assert (split.clicks_N.tolist(), split.conversions_N.tolist()) == ([1, 1], [0, 1])
 
 
 def test_two_workers_at_half_the_batch_train_as_one(

@@ -247,6 +247,8 @@ def linear_side_by_side(x: Features, weight_KHD: Tensor, bias_KH: Tensor | None)
 
 
 def cast_as_read(x: Tensor) -> Tensor:
-    """Convert to the type that autocast would convert it to, where it is on."""
+    """Convert to the type that autocast would convert it to, where it is on: float64 stays."""
     kind = x.device.type
-    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+    if x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
+        return x
+    return x.to(torch.get_autocast_dtype(kind))

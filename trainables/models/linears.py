@@ -10,15 +10,16 @@ Shape suffixes: B batch, K layers side by side, D input, H hidden, O = K * H.
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.nn import functional
 
-from trainables.models.folded_input import cast_as_read
+from trainables.models.folded_input import cast_as_read, linear_side_by_side
 
 
 def linears(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Apply one linear layer, or K of one shape: hidden_KBH[k] = x[k] @ weight[k].T + bias[k].
+    """Apply one linear layer, or K of one shape, as `torch.nn.functional.linear` each.
 
     Args:
-        x: x_BD, read by all layers, or x_KBD, layer k reading ``x[k]``.
+        x: x_BD, read by all layers, or, with weight_KHD alone, x_KBD, layer k reading ``x[k]``.
         weight: weight_HD or weight_KHD.
         bias: bias_H or bias_KH; None for none.
 
@@ -28,6 +29,14 @@ def linears(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """
     hidden: Tensor = _Linears.apply(x, weight, bias)  # type: ignore[no-untyped-call]
     return hidden
+
+
+def linear_each(x_KBD: Tensor, weight_KHD: Tensor, bias_KH: Tensor | None) -> Tensor:
+    """Return hidden_KBH of K layers, each of an input of its own: one batched product."""
+    weight_KDH = weight_KHD.transpose(1, 2)
+    if bias_KH is None:
+        return torch.bmm(x_KBD, weight_KDH)
+    return torch.baddbmm(bias_KH.unsqueeze(1), x_KBD, weight_KDH)
 
 
 class _LinearsContext(FunctionCtx):
@@ -44,17 +53,12 @@ class _Linears(torch.autograd.Function):
         bias = None if bias is None else cast_as_read(bias)
         ctx.save_for_backward(x, weight)
         if x.dim() == 3:
-            weight_KDH = weight.transpose(1, 2)
-            if bias is None:
-                return torch.bmm(x, weight_KDH)
-            return torch.baddbmm(bias.unsqueeze(1), x, weight_KDH)
-        weight_DO = weight.flatten(0, -2).t()
-        hidden_BO = x @ weight_DO if bias is None else torch.addmm(bias.flatten(), x, weight_DO)
+            return linear_each(x, weight, bias)
         if weight.dim() == 2:
-            return hidden_BO
-        hidden_BKH = hidden_BO.view(-1, *weight.shape[:2])
-        # Not contiguous(), which is a view where K is 1: torch 2.11 compiles that one wrong.
-        return hidden_BKH.transpose(0, 1).clone(memory_format=torch.contiguous_format)
+            return functional.linear(x, weight, bias)
+        # Not contiguous(), which is a view where K or B is 1: torch 2.11 compiles that one wrong.
+        hidden_KBH = linear_side_by_side(x, weight, bias)
+        return hidden_KBH.clone(memory_format=torch.contiguous_format)
 
     @staticmethod
     @once_differentiable
@@ -64,7 +68,8 @@ class _Linears(torch.autograd.Function):
         of_x, _, of_bias = ctx.needs_input_grad
         shape, x_shape = weight.shape, x.shape
         if x.dim() == 2:  # as one wide layer
-            grad = grad.view(-1, *grad.shape[-2:]).transpose(0, 1).flatten(1).unsqueeze(0)
+            grad_BO = grad if grad.dim() == 2 else grad.transpose(0, 1).flatten(1)
+            grad = grad_BO.unsqueeze(0)
             x, weight = x.unsqueeze(0), weight.flatten(0, -2).unsqueeze(0)
         grad_x = torch.bmm(grad, weight).to(x_type).view(x_shape) if of_x else None
         grad_weight = _product(grad.transpose(1, 2), x, weight_type).view(shape)
@@ -77,7 +82,10 @@ class _Linears(torch.autograd.Function):
 
 
 def _product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the batched product in a type at least as wide as the factors'."""
+    """Return the batched product in a type at least as wide as the factors'.
+
+    On a CPU, where tests compute it, it is rounded to the factors' type first.
+    """
     if left.dtype == dtype or not left.is_cuda:
         return torch.bmm(left, right).to(dtype)
     return torch.bmm(left, right, out_dtype=dtype)

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from trainables.models.batch_norm import BatchNorm
 from trainables.models.folded_input import Features, FoldedInput, linear, linear_side_by_side
-from trainables.models.linears import linears
+from trainables.models.linears import linear_each, linears
 
 
 class Linear(nn.Linear):
-    """nn.Linear that also reads a folded input."""
+    """nn.Linear of x_BD, which may be a folded input."""
 
     def forward(self, x: Features) -> Tensor:
         """Return hidden_BH."""
@@ -60,10 +60,7 @@ class ParallelLinear(nn.Module):
         if isinstance(x, FoldedInput) or x.dim() == 2:
             # Contiguous: the next batched product's backward takes 5 times longer on strided input.
             return linear_side_by_side(x, self.weight_KHD, self.bias_KH).contiguous()
-        weight_KDH = self.weight_KHD.transpose(1, 2)
-        if self.bias_KH is None:
-            return torch.bmm(x, weight_KDH)
-        return torch.baddbmm(self.bias_KH.unsqueeze(1), x, weight_KDH)
+        return linear_each(x, self.weight_KHD, self.bias_KH)
 
 
 class MLP(nn.Sequential):
