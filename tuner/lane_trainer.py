@@ -25,7 +25,9 @@ UNWANTED_CALLBACKS = (PlacementGroupCleanerCallback, DatasetsCallback)
 class LaneTrainer(TorchTrainer):  # type: ignore[misc]
     """A trainer whose run can be killed from outside, and cleaned up after.
 
-    A dead controller leaves its workers' placement group behind. Ray Train has a process for each
+    A controller that is left to itself ends once nobody knows of it any more, but may wait for ever
+    for a lock of its own while it does so (Ray 2.60), or outlive a Ray that ends at this moment. A
+    dead one leaves its workers' placement group behind. Ray Train has a process for each
     run that removes it, which asks Ray's dashboard whether the controller lives: without one it
     never learns, and where another Ray on the same machine has one, it may ask that, which knows
     of no such controller, and take the workers of a healthy run away. Hence `release`.
@@ -37,9 +39,10 @@ class LaneTrainer(TorchTrainer):  # type: ignore[misc]
     controller: ray.actor.ActorHandle | None = None
 
     def release(self) -> None:
-        """Give back what a run that has ended still holds; workers that live on end with it."""
+        """Kill the controller, give back what its run still holds; workers that live on end too."""
         if self.controller is None:
             return
+        ray.kill(self.controller)
         controller_id = self.controller._actor_id.binary()
         for found in state._connect_and_get_accessor().get_placement_group_table():
             group = PlacementGroupTableData.FromString(found)
@@ -61,6 +64,4 @@ class LaneTrainer(TorchTrainer):  # type: ignore[misc]
         settings["scaling_policy"] = LaneScalingPolicy(self.scaling_config)
         self.controller = ray.remote(**options)(TrainController).remote(**settings)
         ray.get(self.controller.run.remote())
-        result = ray.get(self.controller.get_result.remote())
-        ray.kill(self.controller)  # left to itself it may outlive a Ray that ends at this moment
-        return result
+        return ray.get(self.controller.get_result.remote())

@@ -136,7 +136,7 @@ def open_lanes(
             if thread.is_alive() and run.trainer.controller is not None:
                 ray.kill(run.trainer.controller)
                 thread.join(KILL_TIMEOUT_S)
-                run.trainer.release()
+            run.trainer.release()
         ray.kill(queue)
 
 

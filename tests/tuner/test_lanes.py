@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -377,6 +378,28 @@ def test_lanes_whose_controller_dies_come_back_in_the_room_that_they_had(
 
 @pytest.mark.ray
 @pytest.mark.slow
+def test_the_controller_of_a_released_run_is_killed(
+    directory: Path, ray_of_three_cores: None
+) -> None:
+    """Left to itself it would end by destructors, which may wait for each other for ever."""
+    lanes = Lanes(num_lanes=1, workers_per_lane=1, cpus_per_worker=1, gpus_per_worker=0)
+    queue, closing = queue_actor().remote(), threading.Event()
+    run = lanes_module._Run(("released",), lanes, queue, str(directory / "train"))
+    serving = threading.Thread(target=run.serve, args=(closing,), daemon=True)
+    serving.start()
+    while not ray.get(queue.num_lanes.remote()):
+        time.sleep(0.05)
+    closing.set()
+    run.trainer.release()
+    serving.join(60.0)
+    assert not serving.is_alive()
+    while (controller := controller_actor())["State"] != "DEAD":
+        time.sleep(0.05)
+    assert "ray.kill" in str(controller["DeathCause"])
+
+
+@pytest.mark.ray
+@pytest.mark.slow
 def test_a_lane_that_hangs_leaves_its_stacks_and_starts_again(
     directory: Path, ray_of_three_cores: None, tiny_dataset: Dataset
 ) -> None:
@@ -419,6 +442,12 @@ def controller_pid() -> int:
         if child.cmdline()[:1] and child.cmdline()[0].startswith("ray::TrainController")
     ]
     return pid
+
+
+def controller_actor() -> dict[str, Any]:
+    actors = ray._private.state.actors().values()
+    (found,) = [actor for actor in actors if actor["ActorClassName"] == "TrainController"]
+    return found
 
 
 UNPLACED = """
