@@ -59,9 +59,8 @@ SAMPLE_S = 0.25
 NOT_OF_THE_HEAD = {"worker", "idle", "other"}
 KINDS = {
     "ray::RayTrainWorker": "worker",
-    "ray::TrainController": "controller",
+    "ray::LaneController": "controller",
     "ray::PlacementGroupCleaner": "cleaner",
-    "ray::SynchronizationActor": "synchronization",
     "ray::PreemptionWatcher": "preemption watcher",
     "ray::DatasetManager": "datasets manager",
     "ray::_AutoscalingCoordinatorActor": "autoscaling coordinator",

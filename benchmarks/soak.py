@@ -38,7 +38,7 @@ MIB = 1024**2
 MAX_GIVEN = 50
 TITLES = {
     "worker": "ray::RayTrainWorker",
-    "controller": "ray::TrainController",
+    "controller": "ray::LaneController",
     "tune-actor": "ray::ResourceTrainable",
     "queue": "ray::TrialQueue",
     "driver": "",

@@ -2,14 +2,13 @@
 
 import logging
 import os
-import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from datasets.errors import one_line
 from tuner.errors import ClusterError, JobFileError
 from tuner.job import ResourceSettings
 
@@ -28,7 +27,6 @@ __all__ = [
     "resource_limits",
 ]
 
-OBJECT_STORE_BYTES = 256 * 1024**2  # nothing large passes through it
 NAMESPACE = "pwiser"
 LANE_BYTES = 1024**3
 """What a lane's other processes hold (Ray Train's controller and its actors)."""
@@ -52,7 +50,7 @@ def connected(*, verbose: bool = False) -> Iterator[None]:
         verbose: show what Ray and the workers print.
 
     Raises:
-        ClusterError: if the cluster in `RAY_ADDRESS` cannot be reached.
+        ClusterError: if the cluster in `RAY_ADDRESS` cannot be reached, or an embedded Ray started.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
@@ -60,7 +58,7 @@ def connected(*, verbose: bool = False) -> Iterator[None]:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     # an actor per Train run that tells of a node's coming end, which changes nothing for a lane
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    # a lane is four processes: at Ray's own limit of one start per core it warns of "too many"
+    # a lane is three processes: at Ray's own limit of one start per core it warns of "too many"
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(2 * (os.cpu_count() or 1)))
     import ray
 
@@ -77,40 +75,27 @@ def connected(*, verbose: bool = False) -> Iterator[None]:
         if address:
             ray.init(address=address, logging_level=level, log_to_driver=verbose)
         else:
-            # what every task did and when, which Ray would keep for a dashboard that is not there
-            os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
-            _keep_group_signals_from_ray()
-            ray.init(
-                address="local",
-                logging_level=level,
-                log_to_driver=verbose,
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-            )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ClusterError(
-            f"RAY_ADDRESS {address}: no Ray cluster answers ({reason}); check the address, "
-            "or unset it to run on this machine"
-        ) from error
+            from tuner.embedded_ray import start_embedded_ray
+
+            start_embedded_ray(logging_level=level, shows_output=verbose)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ClusterError(_no_ray(address, one_line(error))) from error
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _keep_group_signals_from_ray() -> None:
-    """Have Ray start its processes in process groups of their own, as it does on Windows.
-
-    `timeout`, shells and batch systems signal the whole group of a command: its Ray would be gone
-    before the job has saved what it must. Where the system does not end Ray's processes with this
-    one, Ray's reaper does, by their group: they stay in it.
-    """
-    from ray._private import services
-    from ray._private.utils import detect_fate_sharing_support_linux
-
-    if detect_fate_sharing_support_linux():
-        services.ConsolePopen = partial(subprocess.Popen, process_group=0)
+def _no_ray(address: str | None, reason: str) -> str:
+    if address:
+        return (
+            f"RAY_ADDRESS {address}: no Ray cluster answers ({reason}); check the address, "
+            "or unset it to run on this machine"
+        )
+    return (
+        f"Ray cannot be started on this machine ({reason}); its files and logs are below "
+        f"{os.environ.get('RAY_TMPDIR', '/tmp')}/ray, or where RAY_TMPDIR says"
+    )
 
 
 @contextmanager

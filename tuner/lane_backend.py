@@ -5,13 +5,17 @@ Without torch: the controller, a process of its own, imports this and would take
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray.train._internal.base_worker_group import BaseWorkerGroup
 from ray.train.backend import Backend, BackendConfig
+from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+from ray.train.v2._internal.execution.worker_group import state, worker_group
 
 __all__ = [
+    "LaneController",
     "LaneScalingPolicy",
     "SeparateWorkers",
     "SeparateWorkersConfig",
@@ -66,6 +70,40 @@ class LaneScalingPolicy(FixedScalingPolicy):  # type: ignore[misc]
         pass
 
     _maybe_send_resource_request = _cancel_resource_request = _send_resource_request
+
+
+class _Nothing:
+    """A method of an actor's handle that has nothing to do."""
+
+    @staticmethod
+    def remote() -> list[ray.ObjectRef]:
+        return []
+
+
+class _NoCollectives:
+    """In the place of Ray Train's `SynchronizationActor`, a process of a run's own.
+
+    Workers meet there in `ray.train.report` and Ray Train's collectives, which no lane calls.
+    """
+
+    reset = _Nothing()
+
+    @classmethod
+    def options(cls, **_: Any) -> "type[_NoCollectives]":  # noqa: ANN401 - Ray's
+        return cls
+
+    @classmethod
+    def remote(cls, **_: Any) -> "_NoCollectives":  # noqa: ANN401 - Ray's
+        return cls()
+
+
+class LaneController(TrainController):  # type: ignore[misc]
+    """Ray Train's controller, with a process less: see `_NoCollectives`."""
+
+    def __init__(self, **settings: Any) -> None:  # noqa: ANN401 - Ray's
+        worker_group.SynchronizationActor = _NoCollectives
+        state._shutdown_sync_actor = lambda _: None
+        super().__init__(**settings)
 
 
 @dataclass

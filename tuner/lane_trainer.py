@@ -10,11 +10,10 @@ from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2._internal.execution.callback import RayTrainCallback
-from ray.train.v2._internal.execution.controller import TrainController
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from tuner.lane_backend import LaneScalingPolicy
+from tuner.lane_backend import LaneController, LaneScalingPolicy
 
 __all__ = ["LaneTrainer"]
 
@@ -62,6 +61,6 @@ class LaneTrainer(TorchTrainer):  # type: ignore[misc]
             "runtime_env": {"env_vars": get_env_vars_to_propagate()},
         }
         settings["scaling_policy"] = LaneScalingPolicy(self.scaling_config)
-        self.controller = ray.remote(**options)(TrainController).remote(**settings)
+        self.controller = ray.remote(**options)(LaneController).remote(**settings)
         ray.get(self.controller.run.remote())
         return ray.get(self.controller.get_result.remote())

@@ -62,7 +62,7 @@ class Slow(nn.Module):
 VICTIMS = {
     "worker": "ray::RayTrainWorker",
     "worker-of-two": "ray::RayTrainWorker",
-    "controller": "ray::TrainController",
+    "controller": "ray::LaneController",
     "tune-actor": "ray::ResourceTrainable",
     "queue": "ray::TrialQueue",
     "driver": "",

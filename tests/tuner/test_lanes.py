@@ -439,14 +439,14 @@ def controller_pid() -> int:
     (pid,) = [
         child.pid
         for child in psutil.Process().children(recursive=True)
-        if child.cmdline()[:1] and child.cmdline()[0].startswith("ray::TrainController")
+        if child.cmdline()[:1] and child.cmdline()[0].startswith("ray::LaneController")
     ]
     return pid
 
 
 def controller_actor() -> dict[str, Any]:
     actors = ray._private.state.actors().values()
-    (found,) = [actor for actor in actors if actor["ActorClassName"] == "TrainController"]
+    (found,) = [actor for actor in actors if actor["ActorClassName"] == "LaneController"]
     return found
 
 

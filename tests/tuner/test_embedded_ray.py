@@ -1,0 +1,63 @@
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+
+from tuner.cluster import Lanes, connected
+from tuner.errors import ClusterError
+from tuner.lanes import open_lanes, queue_actor
+
+RAY_ITSELF = ["gcs_server", "raylet", "ray::DashboardAgent", "ray::RuntimeEnvAgent"]
+LANES = Lanes(num_lanes=2, workers_per_lane=1, cpus_per_worker=1, gpus_per_worker=0.0)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_no_process_is_started_that_a_job_has_no_use_for(tmp_path: Path) -> None:
+    with connected():
+        queue, lost = queue_actor().remote(), list[str]()
+        with open_lanes(
+            LANES,
+            queue,
+            job="lean",
+            storage_path=str(tmp_path),
+            on_lost=lambda reason, _: lost.append(reason),
+        ):
+            while ray.get(queue.num_lanes.remote()) < LANES.num_lanes:
+                assert not lost
+            found = processes_of_ray()
+    assert found == Counter(
+        [*RAY_ITSELF, "ray::TrialQueue", *["ray::LaneController", "ray::RayTrainWorker"] * 2]
+    )
+
+
+def processes_of_ray() -> Counter[str]:
+    """Count the processes of Ray below this one, by name."""
+    names = list[str]()
+    for process in psutil.Process().children(recursive=True):
+        try:
+            command = process.cmdline()
+        except psutil.Error:
+            continue
+        if command and command[0].startswith("ray::"):
+            names.append(command[0].split(".")[0])
+        elif "/ray/" in " ".join(command):
+            names.append(Path(command[0]).name)
+    return Counter(names)
+
+
+@pytest.mark.ray
+def test_a_ray_that_cannot_be_started_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    monkeypatch.setenv("RAY_TMPDIR", str(file))
+    with pytest.raises(ClusterError) as raised, connected():
+        pass
+    assert str(raised.value) == (
+        f"Ray cannot be started on this machine ([Errno 20] Not a directory: '{file}/ray'); its "
+        f"files and logs are below {file}/ray, or where RAY_TMPDIR says"
+    )
