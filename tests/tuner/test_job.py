@@ -1,3 +1,4 @@
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -534,3 +535,12 @@ def test_a_module_that_is_not_there_or_broken_is_told(
 )
 def test_the_examples_are_job_files(path: Path) -> None:
     assert read_job(path).name == path.stem
+
+
+@pytest.mark.parametrize("model", ["shared_bottom", "mmoe", "ple", "dnn", "masknet"])
+def test_a_job_is_read_without_the_compiler_of_torch(model: str, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(f"{LEAST}models: [{model}]\n")
+    reads = "import sys; from pathlib import Path; from tuner.job import read_job; "
+    reads += "read_job(Path(sys.argv[1])); sys.exit('torch._dynamo' in sys.modules)"
+    command = [sys.executable, "-c", reads, str(tmp_path / "job.yaml")]
+    assert subprocess.run(command, check=False).returncode == 0

@@ -67,8 +67,9 @@ class FeatureEmbedding(nn.Module):
 
         self.table: nn.Embedding | None = None
         if sizes:
-            self.table = nn.Embedding(sum(sizes), embedding_dim)
-            nn.init.normal_(self.table.weight, std=INITIAL_STD)
+            # not nn.init.normal_, which loads torch's compiler on the meta device, for two seconds
+            weight_VE = torch.randn(sum(sizes), embedding_dim).mul_(INITIAL_STD)
+            self.table = nn.Embedding.from_pretrained(weight_VE, freeze=False)  # type: ignore[no-untyped-call]
         # Saved with the weights, so that a model built on the meta device loads whole.
         offsets = [0, *accumulate(sizes[:-1])] if sizes else []
         self.register_buffer("offsets_F", torch.tensor(offsets, dtype=torch.int64))
