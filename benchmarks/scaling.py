@@ -43,7 +43,7 @@ from torch import Tensor, nn
 
 from datasets import synthesize
 from trainables import Inputs
-from tuner.cluster import OBJECT_STORE_BYTES
+from tuner.embedded_ray import OBJECT_STORE_BYTES
 from tuner.job import Job
 from tuner.tuning import run_job
 

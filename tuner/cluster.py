@@ -28,8 +28,8 @@ __all__ = [
 ]
 
 NAMESPACE = "pwiser"
-LANE_BYTES = 1024**3
-"""What a lane's other processes hold (Ray Train's controller and its actors)."""
+LANE_BYTES = 512 * 1024**2
+"""What a lane's other processes hold: Ray Train's controller and Ray Tune's actor, half of it."""
 WORKER_BYTES = 1024**3
 """What one worker holds, with a table of some million impressions; larger ones are shared."""
 MAX_CPUS_BESIDE_GPU = 4

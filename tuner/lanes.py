@@ -133,10 +133,8 @@ def open_lanes(
         for thread in threads:
             thread.join(max(deadline - time.monotonic(), 0.0))
         for run, thread in zip(runs, threads, strict=True):
-            if thread.is_alive() and run.trainer.controller is not None:
-                ray.kill(run.trainer.controller)
-                thread.join(KILL_TIMEOUT_S)
             run.trainer.release()
+            thread.join(KILL_TIMEOUT_S)
         ray.kill(queue)
 
 

@@ -93,8 +93,8 @@ def test_what_other_jobs_hold_lowers_the_default_number_but_never_below_one(
 @pytest.mark.parametrize(
     ("settings", "cpus", "gigabytes", "planned"),
     [
-        ({}, 64, 8, lanes(4, cpus=16)),
-        ({}, 4, 8, lanes(4)),
+        ({}, 64, 6, lanes(4, cpus=16)),
+        ({}, 4, 6, lanes(4)),
         ({}, 4, 1, lanes(1, cpus=4)),
         ({"lanes": 4}, 4, 1, lanes(4)),
         ({"workers_per_lane": 2}, 64, 6, lanes(2, workers=2, cpus=16)),
