@@ -94,7 +94,7 @@ def _no_ray(address: str | None, reason: str) -> str:
         )
     return (
         f"Ray cannot be started on this machine ({reason}); its files and logs are below "
-        f"{os.environ.get('RAY_TMPDIR', '/tmp')}/ray, or where RAY_TMPDIR says"
+        f"{os.environ.get('RAY_TMPDIR', '/tmp')}/ray: set RAY_TMPDIR to put them elsewhere"
     )
 
 

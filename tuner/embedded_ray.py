@@ -38,7 +38,7 @@ def start_embedded_ray(*, logging_level: int, shows_output: bool) -> None:
         shows_output: whether what workers print is printed here.
 
     Raises:
-        RuntimeError, ValueError: if it cannot be started.
+        OSError, RuntimeError, ValueError: if it cannot be started.
     """
     # what every task did and when, which Ray would keep for a dashboard that is not there
     os.environ.setdefault("RAY_task_events_report_interval_ms", "0")

@@ -1,3 +1,5 @@
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -48,6 +50,25 @@ def processes_of_ray() -> Counter[str]:
     return Counter(names)
 
 
+def speak() -> None:
+    sys.stdout.write("said by a worker\n")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("verbose", [False, True])
+def test_what_workers_print_is_shown_where_it_is_asked_for(
+    verbose: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    printed, deadline = "", time.monotonic() + 30.0
+    with connected(verbose=verbose):
+        ray.get(ray.remote(speak).remote())
+        while verbose and "said by a worker" not in printed and time.monotonic() < deadline:
+            printed += capfd.readouterr().out
+    printed += capfd.readouterr().out
+    assert ("said by a worker" in printed) == verbose
+
+
 @pytest.mark.ray
 def test_a_ray_that_cannot_be_started_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -59,5 +80,5 @@ def test_a_ray_that_cannot_be_started_is_told(
         pass
     assert str(raised.value) == (
         f"Ray cannot be started on this machine ([Errno 20] Not a directory: '{file}/ray'); its "
-        f"files and logs are below {file}/ray, or where RAY_TMPDIR says"
+        f"files and logs are below {file}/ray: set RAY_TMPDIR to put them elsewhere"
     )
