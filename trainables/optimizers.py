@@ -1,5 +1,10 @@
-"""Adam, and its sparse form for embedding tables of which a step touches few rows."""
+"""Adam, and its sparse form for embedding tables of which a step touches few rows.
 
+torch's optimisers load its compiler, `torch._dynamo`, to keep it out of their methods: two seconds
+and 67 MB of every lane, where a model alone may be compiled, and mostly is not. Here they do not.
+"""
+
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -24,6 +29,22 @@ A gradient moves a row by dense Adam's momentum in the steps that follow, read o
 alone, so that a row that is read rarely would move by 1 - beta1 of that. Without momentum it moves
 by all of it at once (measured in docs/performance.md).
 """
+
+
+for _method in (
+    torch.optim.Optimizer.add_param_group,
+    torch.optim.Optimizer.zero_grad,
+    torch.optim.Optimizer.state_dict,
+    torch.optim.Optimizer.load_state_dict,
+):
+    _plain = inspect.unwrap(_method)
+    setattr(_plain, "__dynamo_disable", _plain)  # where torch looks for what it has disabled
+
+
+class EagerAdam(torch.optim.Adam):
+    """Adam that is never compiled."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
 
 
 class Optimizers:
@@ -51,7 +72,7 @@ class Optimizers:
         self._optimizers: list[torch.optim.Optimizer] = []
         if dense:
             self._optimizers.append(
-                torch.optim.Adam(
+                EagerAdam(
                     dense,
                     lr=learning_rate,
                     weight_decay=weight_decay,

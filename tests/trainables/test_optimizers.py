@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -10,7 +13,12 @@ from trainables import DeviceImpressions, Inputs, TrainingSettings, TrialConfigu
 from trainables.checkpoint import load_checkpoint, save_checkpoint
 from trainables.configuration import build_model
 from trainables.models.embedding import FeatureEmbedding
-from trainables.optimizers import SPARSE_BETAS, EmbeddingOptimizer, make_optimizers
+from trainables.optimizers import (
+    SPARSE_BETAS,
+    EagerAdam,
+    EmbeddingOptimizer,
+    make_optimizers,
+)
 from trainables.training import train
 
 SIZES = (7, 5)
@@ -53,7 +61,8 @@ def test_sparse_adam_equals_adam_without_momentum_where_every_row_is_read(
 ) -> None:
     batches = every_row(6)
     sparse = list(optimize(batches, "sparse", 0.1))
-    monkeypatch.setattr(torch.optim, "Adam", partial(torch.optim.Adam, betas=SPARSE_BETAS))
+    with_betas = partial(EagerAdam, betas=SPARSE_BETAS)
+    monkeypatch.setattr("trainables.optimizers.EagerAdam", with_betas)
     dense = list(optimize(batches, "dense", 0.1))
     assert not torch.allclose(dense[0], dense[-1], atol=0.01)
     for dense_VE, sparse_VE in zip(dense, sparse, strict=True):
@@ -173,3 +182,32 @@ def test_a_trial_with_sparse_tables_learns_and_can_be_loaded(
     table = "embedding.table.weight"
     assert torch.equal(loaded.state_dict()[table], trained.state_dict()[table])
     assert not torch.equal(loaded.state_dict()[table], fresh.state_dict()[table])
+
+
+WITHOUT_COMPILER = """
+import sys
+import torch
+from planted import CPU, INPUTS, SMALL_MODELS, make_split
+from trainables import TrainingSettings, TrialConfiguration, Workers
+from trainables.optimizers import Optimizers
+from trainables.training import train
+
+for choice in ("dense", "sparse"):
+    training = TrainingSettings(epochs=1, batch_size=500, embedding_optimizer=choice)
+    configuration = TrialConfiguration.create("mmoe", SMALL_MODELS["mmoe"], training=training)
+    [*train(configuration, INPUTS, make_split(), make_split(seed=1), Workers(device=CPU))]
+optimizers = Optimizers(torch.nn.Linear(1, 1), learning_rate=0.1, weight_decay=0.0)
+optimizers.restore(optimizers.state())
+sys.exit("torch._dynamo" in sys.modules)
+"""
+
+
+def test_a_trial_is_trained_without_the_compiler_of_torch() -> None:
+    tests = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_COMPILER],
+        cwd=tests.parent,
+        env=os.environ | {"PYTHONPATH": str(tests)},
+        check=False,
+    )
+    assert done.returncode == 0
