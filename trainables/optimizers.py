@@ -1,7 +1,7 @@
 """Adam, and its sparse form for embedding tables of which a step touches few rows.
 
 torch's optimisers load its compiler, `torch._dynamo`, to keep it out of their methods: two seconds
-and 67 MB of every lane, where a model alone may be compiled, and mostly is not. Here they do not.
+and 67 MB of every lane. These do not; DistributedDataParallel and a compiled model still do.
 """
 
 import inspect
@@ -13,7 +13,7 @@ from torch import nn
 
 from trainables.models.embedding import FeatureEmbedding
 
-__all__ = ["EmbeddingOptimizer", "Optimizers", "make_optimizers"]
+__all__ = ["EagerAdam", "EmbeddingOptimizer", "Optimizers", "make_optimizers"]
 
 EmbeddingOptimizer = Literal["auto", "dense", "sparse"]
 
@@ -31,18 +31,26 @@ by all of it at once (measured in docs/performance.md).
 """
 
 
-for _method in (
-    torch.optim.Optimizer.add_param_group,
-    torch.optim.Optimizer.zero_grad,
-    torch.optim.Optimizer.state_dict,
-    torch.optim.Optimizer.load_state_dict,
-):
-    _plain = inspect.unwrap(_method)
-    setattr(_plain, "__dynamo_disable", _plain)  # where torch looks for what it has disabled
+def _keep_compiler_unloaded() -> None:
+    """Have torch's optimisers run these methods as they are.
+
+    Where torch no longer knows the attribute, the compiler is loaded, and nothing else happens.
+    """
+    for method in (
+        torch.optim.Optimizer.add_param_group,
+        torch.optim.Optimizer.zero_grad,
+        torch.optim.Optimizer.state_dict,
+        torch.optim.Optimizer.load_state_dict,
+    ):
+        plain = inspect.unwrap(method)
+        setattr(plain, "__dynamo_disable", plain)  # where torch looks for what it has disabled
+
+
+_keep_compiler_unloaded()
 
 
 class EagerAdam(torch.optim.Adam):
-    """Adam that is never compiled."""
+    """Adam whose step does not load the compiler."""
 
     step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
 

@@ -29,7 +29,7 @@ __all__ = [
 
 NAMESPACE = "pwiser"
 LANE_BYTES = 512 * 1024**2
-"""What a lane's other processes hold: Ray Train's controller and Ray Tune's actor, half of it."""
+"""What a lane's other processes hold, Ray Train's controller and Ray Tune's actor: twice that."""
 WORKER_BYTES = 1024**3
 """What one worker holds, with a table of some million impressions; larger ones are shared."""
 MAX_CPUS_BESIDE_GPU = 4
@@ -78,7 +78,7 @@ def connected(*, verbose: bool = False) -> Iterator[None]:
             from tuner.embedded_ray import start_embedded_ray
 
             start_embedded_ray(logging_level=level, shows_output=verbose)
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises that itself, where its processes do not start in time
         raise ClusterError(_no_ray(address, one_line(error))) from error
     try:
         yield
@@ -92,9 +92,11 @@ def _no_ray(address: str | None, reason: str) -> str:
             f"RAY_ADDRESS {address}: no Ray cluster answers ({reason}); check the address, "
             "or unset it to run on this machine"
         )
+    from ray._common.utils import get_default_ray_temp_dir
+
     return (
         f"Ray cannot be started on this machine ({reason}); its files and logs are below "
-        f"{os.environ.get('RAY_TMPDIR', '/tmp')}/ray: set RAY_TMPDIR to put them elsewhere"
+        f"{get_default_ray_temp_dir()}: set RAY_TMPDIR to put them elsewhere"
     )
 
 

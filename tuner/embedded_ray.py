@@ -6,17 +6,18 @@ from functools import partial
 from typing import Any
 
 import ray
-from ray._private import node, services
+from ray._private import node, ray_constants, services
 from ray._private.parameter import RayParams
 from ray._private.utils import detect_fate_sharing_support_linux
 
-__all__ = ["start_embedded_ray"]
+__all__ = ["OBJECT_STORE_BYTES", "start_embedded_ray"]
 
+NO_API_SERVER = b"127.0.0.1:9"
 OBJECT_STORE_BYTES = 256 * 1024**2  # nothing large passes through it
 
 
 class _EmbeddedNode(node.Node):  # type: ignore[misc]
-    """Ray's processes but those for a dashboard, for an autoscaler, and, unless shown, for output.
+    """Ray's processes without API server, autoscaler and, unless output is shown, log monitor.
 
     They would take seconds of a job's start, and hundreds of MB; `ray.init` has no word for it.
     """
@@ -27,7 +28,17 @@ class _EmbeddedNode(node.Node):  # type: ignore[misc]
         super().__init__(ray_params, **settings)
 
     def start_api_server(self, **settings: Any) -> None:  # noqa: ANN401 - Ray's
-        """Start none: an embedded Ray has no dashboard, and no jobs are submitted to it."""
+        """Start none: an embedded Ray has no dashboard, and no jobs are submitted to it.
+
+        But leave an address, where nothing listens, as Ray's own would without a dashboard: the
+        node's agent looks for one every second, and logs a traceback where there is none.
+        """
+        self.get_gcs_client().internal_kv_put(
+            ray_constants.DASHBOARD_ADDRESS.encode(),
+            NO_API_SERVER,
+            True,
+            ray_constants.KV_NAMESPACE_DASHBOARD,
+        )
 
 
 def start_embedded_ray(*, logging_level: int, shows_output: bool) -> None:
@@ -38,7 +49,7 @@ def start_embedded_ray(*, logging_level: int, shows_output: bool) -> None:
         shows_output: whether what workers print is printed here.
 
     Raises:
-        OSError, RuntimeError, ValueError: if it cannot be started.
+        Exception: of any kind, Ray's own included, if it cannot be started.
     """
     # what every task did and when, which Ray would keep for a dashboard that is not there
     os.environ.setdefault("RAY_task_events_report_interval_ms", "0")

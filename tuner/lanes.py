@@ -132,9 +132,13 @@ def open_lanes(
             deadline = time.monotonic()
         for thread in threads:
             thread.join(max(deadline - time.monotonic(), 0.0))
-        for run, thread in zip(runs, threads, strict=True):
+        for run in runs:
             run.trainer.release()
-            thread.join(KILL_TIMEOUT_S)
+        deadline = time.monotonic() + KILL_TIMEOUT_S
+        for thread in threads:
+            thread.join(max(deadline - time.monotonic(), 0.0))
+        for run in runs:  # what a controller placed while it was killed
+            run.trainer.release()
         ray.kill(queue)
 
 
@@ -163,6 +167,8 @@ class _Run:
         """Hold the run open until the queue closes; return why it ended before, if it did."""
         num_finished = num_in_vain = 0
         for start in itertools.count():
+            if closing.is_set():
+                return None
             if start:
                 self.trainer = self._new_trainer(start)
             try:

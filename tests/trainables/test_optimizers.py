@@ -184,6 +184,22 @@ def test_a_trial_with_sparse_tables_learns_and_can_be_loaded(
     assert not torch.equal(loaded.state_dict()[table], fresh.state_dict()[table])
 
 
+def test_adam_is_that_of_torch() -> None:
+    torch.manual_seed(2)
+    first, inputs_SBD = torch.randn(3, 4), torch.randn(5, 2, 4)
+    weights = [nn.Parameter(first.clone()) for _ in range(2)]
+    ours = EagerAdam(weights[:1], lr=0.1, weight_decay=0.2, fused=True)
+    torchs = torch.optim.Adam(weights[1:], lr=0.1, weight_decay=0.2, fused=True)
+    for x_BD in inputs_SBD:
+        for weight, optimizer in zip(weights, (ours, torchs), strict=True):
+            optimizer.zero_grad()
+            (x_BD @ weight.T).square().sum().backward()
+            optimizer.step()
+    assert torch.is_grad_enabled()
+    assert torch.equal(*weights)
+    assert not torch.equal(weights[0], first)
+
+
 WITHOUT_COMPILER = """
 import sys
 import torch

@@ -420,6 +420,18 @@ def test_a_lane_that_hangs_leaves_its_stacks_and_starts_again(
     assert "in begin" in said
 
 
+@pytest.mark.ray
+def test_a_run_is_not_started_anew_once_the_job_closes(
+    directory: Path, ray_of_three_cores: None
+) -> None:
+    lanes = Lanes(num_lanes=1, workers_per_lane=1, cpus_per_worker=1, gpus_per_worker=0.0)
+    run = lanes_module._Run(("late",), lanes, queue_actor().remote(), str(directory))
+    closing = threading.Event()
+    closing.set()
+    assert run.serve(closing) is None
+    assert run.trainer.controller is None
+
+
 def stepping(directory: Path, dataset: Dataset, name: str, *, dies_at: int = 0) -> TrialTask:
     configuration = TrialConfiguration.create(
         "recorded:Stepping",
