@@ -67,7 +67,9 @@ class FeatureEmbedding(nn.Module):
 
         self.table: nn.Embedding | None = None
         if sizes:
-            # not nn.init.normal_, which loads torch's compiler on the meta device, for two seconds
+            # Drawn twice, as nn.Embedding and nn.init.normal_ do, so that a seed keeps its weights.
+            # Those would load torch's compiler on the meta device, for two seconds.
+            torch.randn(sum(sizes), embedding_dim)
             weight_VE = torch.randn(sum(sizes), embedding_dim).mul_(INITIAL_STD)
             self.table = nn.Embedding.from_pretrained(weight_VE, freeze=False)  # type: ignore[no-untyped-call]
         # Saved with the weights, so that a model built on the meta device loads whole.
