@@ -43,7 +43,7 @@ from torch import Tensor, nn
 
 from datasets import synthesize
 from trainables import Inputs
-from tuner.embedded_ray import OBJECT_STORE_BYTES
+from tuner.embedded_ray import start_embedded_ray
 from tuner.job import Job
 from tuner.tuning import run_job
 
@@ -192,14 +192,7 @@ def measure(directory: Path, lanes: int, trials_per_lane: int, trial_s: float) -
     trials = lanes * trials_per_lane
     job = make_job(directory, lanes, trials, trial_s)
     observer = Observer(lanes, trials_per_lane * trial_s / 2)
-    ray.init(
-        address="local",
-        num_cpus=lanes,
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    start_embedded_ray(logging_level=logging.ERROR, shows_output=False, num_cpus=lanes)
     observer.start()
     with Path(os.devnull).open("w") as nowhere:
         run_job(job, "", Console(file=nowhere))

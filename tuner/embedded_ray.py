@@ -10,7 +10,7 @@ from ray._private import node, ray_constants, services
 from ray._private.parameter import RayParams
 from ray._private.utils import detect_fate_sharing_support_linux
 
-__all__ = ["OBJECT_STORE_BYTES", "start_embedded_ray"]
+__all__ = ["start_embedded_ray"]
 
 NO_API_SERVER = b"127.0.0.1:9"
 OBJECT_STORE_BYTES = 256 * 1024**2  # nothing large passes through it
@@ -41,12 +41,15 @@ class _EmbeddedNode(node.Node):  # type: ignore[misc]
         )
 
 
-def start_embedded_ray(*, logging_level: int, shows_output: bool) -> None:
+def start_embedded_ray(
+    *, logging_level: int, shows_output: bool, num_cpus: int | None = None
+) -> None:
     """Start Ray on this machine and connect to it; `ray.shutdown` ends it, and this process's end.
 
     Args:
         logging_level: of what Ray says in this process.
         shows_output: whether what workers print is printed here.
+        num_cpus: that Ray may give out; None for the machine's.
 
     Raises:
         Exception: of any kind, Ray's own included, if it cannot be started.
@@ -61,6 +64,7 @@ def start_embedded_ray(*, logging_level: int, shows_output: bool) -> None:
     try:
         ray.init(
             address="local",
+            num_cpus=num_cpus,
             logging_level=logging_level,
             log_to_driver=shows_output,
             include_dashboard=False,

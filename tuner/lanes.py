@@ -130,16 +130,19 @@ def open_lanes(
             ray.get(queue.close.remote())
         except RayActorError:  # the queue is dead: Ray Train would only start its lanes again
             deadline = time.monotonic()
-        for thread in threads:
-            thread.join(max(deadline - time.monotonic(), 0.0))
+        _join(threads, deadline)
         for run in runs:
             run.trainer.release()
-        deadline = time.monotonic() + KILL_TIMEOUT_S
-        for thread in threads:
-            thread.join(max(deadline - time.monotonic(), 0.0))
+        _join(threads, time.monotonic() + KILL_TIMEOUT_S)
         for run in runs:  # what a controller placed while it was killed
             run.trainer.release()
         ray.kill(queue)
+
+
+def _join(threads: Sequence[threading.Thread], deadline: float) -> None:
+    """Wait for all of them, until a moment of `time.monotonic`."""
+    for thread in threads:
+        thread.join(max(deadline - time.monotonic(), 0.0))
 
 
 class _Run:
