@@ -60,10 +60,6 @@ NOT_OF_THE_HEAD = {"worker", "idle", "other"}
 KINDS = {
     "ray::RayTrainWorker": "worker",
     "ray::LaneController": "controller",
-    "ray::PlacementGroupCleaner": "cleaner",
-    "ray::PreemptionWatcher": "preemption watcher",
-    "ray::DatasetManager": "datasets manager",
-    "ray::_AutoscalingCoordinatorActor": "autoscaling coordinator",
     "ray::ResourceTrainable": "trial",
     "ray::TrialQueue": "queue",
     "ray::DashboardAgent": "ray itself",
