@@ -20,11 +20,16 @@ _MAX_THREADS = 16
 _WAITING_PER_THREAD = 1  # beyond the one in work: memory is bounded by these
 
 
-def num_threads() -> int:
-    """Return how many threads to work with: the cores that this process may use, at most 16."""
+def num_cores() -> int:
+    """Return how many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
-        return min(len(os.sched_getaffinity(0)), _MAX_THREADS)
-    return min(os.cpu_count() or 1, _MAX_THREADS)  # macOS does not tell
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # macOS does not tell
+
+
+def num_threads() -> int:
+    """Return how many threads to work with: a core each, at most 16."""
+    return min(num_cores(), _MAX_THREADS)
 
 
 def map_in_order(

@@ -1,5 +1,6 @@
 """The job file: strict, with a default for everything but `name` and `datasets`."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from trainables.configuration import (
     describe_faults,
     settings_of,
 )
+from trainables.models import MODELS
 from tuner.errors import JobFileError
 from tuner.messages import HANG_S
 from tuner.objective import OBJECTIVES, Objective
@@ -52,6 +54,21 @@ def _refuse_password(uri: str) -> None:
             f"a password stands before {uri.rpartition('@')[2]}, and job files are kept and shown; "
             "give it in the environment (MLFLOW_TRACKING_PASSWORD, AWS_SECRET_ACCESS_KEY)"
         )
+
+
+def _model_settings() -> dict[str, Any]:
+    """Describe the settings of all built-in models as JSON Schema, each once."""
+    found: dict[str, Any] = {}
+    defaults: dict[str, dict[str, list[str]]] = {}
+    for model in MODELS:
+        for name, setting in settings_of(model).model_json_schema()["properties"].items():
+            default = json.dumps(setting.pop("default"))
+            defaults.setdefault(name, {}).setdefault(default, []).append(model)
+            found[name] = setting
+    for name, models in defaults.items():
+        values = [f"{default} ({', '.join(of)})" for default, of in models.items()]
+        found[name]["description"] = f"default {', '.join(values)}"
+    return found
 
 
 class SearchSettings(Settings):
@@ -198,7 +215,9 @@ class Job(Settings):
     search: SearchSettings = SearchSettings()
     training: TrainingSettings = TrainingSettings()
     model: dict[str, Any] = Field(
-        {}, description="settings of the models; each model takes those that it has"
+        {},
+        description="settings of the models; each model takes those that it has",
+        json_schema_extra=lambda schema: schema.update(properties=_model_settings()),
     )
     loss: LossSettings = LossSettings()
     resources: ResourceSettings = ResourceSettings()

@@ -8,6 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from datasets import Dataset
+from datasets.pipeline import num_cores
 from trainables.execution import fits_in_memory
 from tuner.cluster import Lanes, Node
 from tuner.errors import ClusterError
@@ -106,7 +107,7 @@ def this_machine() -> Node:
     return Node(
         id="local",
         address="this machine",
-        cpus=float(len(os.sched_getaffinity(0))),
+        cpus=float(num_cores()),
         gpus=float(torch.cuda.device_count()),
         memory_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
     )

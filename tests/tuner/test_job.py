@@ -8,6 +8,8 @@ import pytest
 import yaml
 
 from trainables import LossSettings, TrainingSettings
+from trainables.configuration import settings_of
+from trainables.models import MODELS
 from tuner.errors import JobFileError
 from tuner.job import Budget, Job, ResourceSettings, SearchSettings, TrackingSettings, read_job
 from tuner.space import Dimension
@@ -230,7 +232,7 @@ MODEL_KEYS = (
     "batch_norm, ctcvr, dropout, embedding_dim, expert_units, gate_units, num_experts, "
     "numericals, tower_units"
 )
-MODELS = "choose from shared_bottom, mmoe, ple, dnn, masknet, or name your own as module:Class"
+MODEL_NAMES = "choose from shared_bottom, mmoe, ple, dnn, masknet, or name your own as module:Class"
 A_NAME = "must be letters, digits, '.', '_' or '-', a letter or digit first"
 A_MAPPING = "must be a mapping of keys to values (leave it out for the defaults)"
 
@@ -238,9 +240,9 @@ A_MAPPING = "must be a mapping of keys to values (leave it out for the defaults)
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("models: [esmm]", f"models: 'esmm' is no model; {MODELS}"),
-        ("models: [':Net']", f"models: ':Net' is no model; {MODELS}"),
-        ("models: ['math:']", f"models: 'math:' is no model; {MODELS}"),
+        ("models: [esmm]", f"models: 'esmm' is no model; {MODEL_NAMES}"),
+        ("models: [':Net']", f"models: ':Net' is no model; {MODEL_NAMES}"),
+        ("models: ['math:']", f"models: 'math:' is no model; {MODEL_NAMES}"),
         ("models: []", "models: must not be empty, got []"),
         ("models: [ple, ple]", "models: 'ple' is named twice; names must differ"),
         ("models: ple", "models: must be a list, got 'ple'"),
@@ -450,11 +452,24 @@ def test_the_json_schema_takes_jobs_and_refuses_others() -> None:
         ({"search": {"objective": "auc"}}, "is not one of"),
         ({"name": "a b"}, "does not match"),
         ({"budget": {"hours": 0}}, "less than or equal to the minimum"),
+        ({"model": {"num_experts": "many"}}, "is not of type 'integer'"),
+        ({"model": {"variant": "diagonal"}}, "is not one of"),
     ):
         with pytest.raises(jsonschema.ValidationError, match=where):
             jsonschema.validate(job | wrong, schema)
     with pytest.raises(jsonschema.ValidationError, match="'datasets' is a required property"):
         jsonschema.validate({"name": "a"}, schema)
+
+
+def test_the_json_schema_has_the_settings_of_every_model_and_leaves_room_for_others() -> None:
+    schema = Job.model_json_schema()
+    known = schema["properties"]["model"]["properties"]
+    assert set(known) == {name for model in MODELS for name in settings_of(model).model_fields}
+    assert known["embedding_dim"]["description"] == (
+        "default 128 (shared_bottom, mmoe, ple), 40 (dnn, masknet)"
+    )
+    job = {"name": "a", "datasets": ["d"], "models": ["my_model:Mine"], "model": {"width": 3}}
+    jsonschema.validate(job, schema)
 
 
 def test_a_job_cannot_be_changed(read: Callable[[str], Job]) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tuner.cli.options import JobName, Tracking
+from tuner.cli.options import JobName
 from tuner.clock import clock
 
 if TYPE_CHECKING:
@@ -47,6 +47,15 @@ CodeOption = Annotated[
     CodeChoice,
     typer.Option("--code", help="Send this installation's code along, or run the image's."),
 ]
+StoreFromHere = Annotated[
+    str | None,
+    typer.Option(
+        "--tracking",
+        metavar="URI",
+        help="MLflow tracking store as seen from here; MLFLOW_TRACKING_URI, or that of the job, "
+        "if left out.",
+    ),
+]
 Wait = Annotated[bool, typer.Option("--wait", help="Wait until the job has ended.")]
 
 
@@ -54,7 +63,7 @@ Wait = Annotated[bool, typer.Option("--wait", help="Wait until the job has ended
 def submit(
     job_file: Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file.")],
     address: Address = None,
-    tracking: Tracking = None,
+    tracking: StoreFromHere = None,
     wait: Wait = False,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Archive a job of this name, and start anew.")
@@ -76,7 +85,7 @@ def submit(
 def resume(
     job: JobName,
     address: Address = None,
-    tracking: Tracking = None,
+    tracking: StoreFromHere = None,
     wait: Wait = False,
     working_dir: WorkingDir = None,
     code: CodeOption = CodeChoice.SHIP,
@@ -94,7 +103,7 @@ def resume(
 @service_app.command(epilog="Example: pwiser jobs --address http://head:8265")
 def jobs(
     address: Address = None,
-    tracking: Tracking = None,
+    tracking: StoreFromHere = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List a cluster's jobs: state, age, trials done of all, the best score so far."""
@@ -114,7 +123,7 @@ def jobs(
 def status(
     job: JobId,
     address: Address = None,
-    tracking: Tracking = None,
+    tracking: StoreFromHere = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Tell how far a job is: per study trials done, running, pruned, failed, best, time left."""
@@ -161,7 +170,7 @@ def stop(job: JobId, address: Address = None) -> None:
 def plan(
     job_file: Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file.")],
     address: Address = None,
-    tracking: Tracking = None,
+    tracking: StoreFromHere = None,
     working_dir: WorkingDir = None,
     code: CodeOption = CodeChoice.SHIP,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -169,7 +178,8 @@ def plan(
     """Tell what a job would run, take and cost, here or on a cluster; exit code 2 if it won't run.
 
     A few steps of each model are trained to measure it: on the cluster whose URL --address,
-    PWISER_ADDRESS or RAY_ADDRESS names, else on this machine.
+    PWISER_ADDRESS or RAY_ADDRESS names, on the one in a RAY_ADDRESS that is no URL, else on this
+    machine.
     """
     from rich.console import Console
 
