@@ -1,6 +1,6 @@
 """Impressions per second of our models and of torch-rechub's, side by side.
 
-    pip install 'pwiser-tuner[benchmarks]'
+    pip install -e '.[benchmarks]'
     python benchmarks/training.py                   # on the CPU, torch-rechub beside ours
     python benchmarks/training.py --clock cpu       # on a busy machine: one thread, its CPU time
     python benchmarks/training.py --device cuda     # on one GPU, batches 2048 and 16384, share of
