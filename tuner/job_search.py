@@ -65,11 +65,12 @@ class JobSearch:
         if self.stop_reason is not None:
             return None
         for search in self.searches:
-            trial = search.ask()
-            if trial is not None:
+            while (trial := search.ask()) is not None:
                 for observer in self._observers:
                     observer.trial_started(trial)
-                return trial
+                if trial.failure is None:
+                    return trial
+                self._end(trial, TrialState.FAILED)
         return None
 
     def restart(self, trial: Trial) -> bool:

@@ -9,6 +9,7 @@ import optuna
 from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 
+from trainables.configuration import ConfigurationError
 from tuner.job import Job, SearchSettings
 from tuner.messages import Report, Seconds
 from tuner.space import PAPER_POINT
@@ -89,6 +90,7 @@ class StudySearch:
     def ask(self) -> Trial | None:
         """Propose the next trial; None once the study has all of its trials.
 
+        One whose values do not go together has a `failure`, and cannot be run.
         Trials without an end, after `restore` or `propose_again`, come first, each with its number.
         """
         if self._unended:
@@ -142,13 +144,18 @@ class StudySearch:
             self._optuna.sampler = _sampler(self.settings, number)
             self._asked[number] = self._optuna.ask(self.space.distributions)
             params = self._asked[number].params
-        configuration = self.space.configuration(params)
+        failure = None
+        try:
+            configuration = self.space.configuration(params)
+        except ConfigurationError as error:  # values that are well by themselves, not together
+            configuration, failure = self.space.base, str(error)
         trial = Trial(
             study=self.study,
             number=number,
             configuration=configuration.replace(BASELINE_POINT) if number == 0 else configuration,
             params=params,
             objectives=self.settings.objectives,
+            failure=failure,
         )
         self.trials.append(trial)
         return trial

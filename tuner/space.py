@@ -87,7 +87,10 @@ class SearchSpace:
     def configuration(self, params: Mapping[str, Any]) -> TrialConfiguration:
         """Put the parameters of a trial into the base configuration."""
         return self.base.replace(
-            {path: self._values.get(path, {}).get(value, value) for path, value in params.items()}
+            {
+                path: self._values.get(path, {}).get(_choice(value), value)
+                for path, value in params.items()
+            }
         )
 
     def fixed_point(self, point: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,7 +105,9 @@ class SearchSpace:
             if value is None or not (path.startswith("loss.") or self._holds(path, value)):
                 value = _field_value(self.base, path)
             choice = _choice(value)
-            params[path] = choice if choice in self._values.get(path, {}) else value
+            if choice in self._values.get(path, {}):
+                value = choice
+            params[path] = list(value) if isinstance(value, tuple) else value  # as JSON has it
         return params
 
     def contains(self, params: Mapping[str, Any]) -> bool:

@@ -74,6 +74,8 @@ class JobSearcher(_Unsaved, Searcher):
         The trial is not to blame: it is proposed again, or left for the job's next run.
         """
         trial = self.trials[trial_id]
+        if trial.state.ended:
+            return
         message = (result or {}).get(REPORT) or (result or {}).get(ENDED)
         if error or message is None:
             # nobody else would take it back: its lane waits for a verdict
@@ -81,6 +83,8 @@ class JobSearcher(_Unsaved, Searcher):
                 message = Ended(kind="stopped", reason="the queue died")
             elif self._search.restart(trial):
                 return
+            elif self._search.stop_reason is not None:
+                message = Ended(kind="stopped", reason=self._search.stop_reason)
             else:
                 message = Ended(kind="failed", reason=TUNE_ACTOR_DIED)
         self._search.ended(trial, message)

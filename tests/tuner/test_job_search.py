@@ -1,14 +1,36 @@
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
+from trainables import ConfigurationError, TrialConfiguration
 from tuner.job import Job
 from tuner.job_search import JobSearch
-from tuner.messages import Ended, Report
+from tuner.messages import Ended, Report, TrialTask
 from tuner.search import StudySearch
+from tuner.space import SearchSpace
 from tuner.study import Study, Trial, TrialState
+from tuner.tune_adapters import JobSearcher
 
 Event = tuple[str, str, str]
+
+
+class Unable(SearchSpace):
+    """A space of which no two values go together."""
+
+    def configuration(self, params: Mapping[str, Any]) -> TrialConfiguration:
+        raise ConfigurationError("model: they do not go together")
+
+
+def task(trial: Trial) -> TrialTask:
+    return TrialTask(
+        id=trial.id,
+        dataset="/data/us",
+        configuration={},
+        objectives=("mean_auc",),
+        checkpoint="/c",
+        state="/s",
+    )
 
 
 class Diary:
@@ -161,3 +183,40 @@ def test_closing_stops_what_runs_and_ends_every_study_once(events: list[Event]) 
     told = len(events)
     search.close()
     assert len(events) == told
+
+
+def test_a_trial_whose_values_do_not_go_together_has_failed_and_the_search_goes_on(
+    events: list[Event],
+) -> None:
+    search = make(events, trials=3)
+    first = propose(search)
+    mmoe = search.searches[0]
+    mmoe.space = Unable(mmoe.space.dimensions, mmoe.space.base)
+    second = propose(search)
+    failed = mmoe.trials[1]
+    assert (first.id, failed.id, second.id) == ("us/mmoe/0", "us/mmoe/1", "us/dnn/0")
+    assert (failed.state, failed.failure) == (TrialState.FAILED, "model: they do not go together")
+    assert [name for _, name, trial in events if trial == failed.id] == ["started", "failed"]
+
+
+def test_a_tune_actor_lost_while_the_job_stops_leaves_its_trial_for_the_next_run(
+    events: list[Event],
+) -> None:
+    search = make(events)
+    searcher = JobSearcher(search, task, cancel_task=lambda trial: True)
+    assert isinstance(searcher.suggest("a"), dict)
+    trial = searcher.trials["a"]
+    search.stop("the budget is spent")
+    searcher.on_trial_complete("a", error=True)
+    assert (trial.state, trial.failure) == (TrialState.STOPPED, None)
+
+
+def test_a_tune_actor_lost_after_its_trial_ended_changes_nothing(events: list[Event]) -> None:
+    search = make(events)
+    searcher = JobSearcher(search, task, cancel_task=lambda trial: True)
+    assert isinstance(searcher.suggest("a"), dict)
+    trial = searcher.trials["a"]
+    search.ended(trial, Ended(kind="failed", reason="out of memory"))
+    searcher.on_trial_complete("a", error=True)
+    assert (trial.state, trial.num_restarts) == (TrialState.FAILED, 0)
+    assert propose(search).id == "us/mmoe/1"

@@ -1,4 +1,7 @@
 import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +13,20 @@ from tuner.space import PAPER_POINT
 from tuner.study import PastTrial, Study, Trial, TrialState
 
 ALPHA = {"loss.alpha": {"low": 0.0, "high": 1.0}}
+
+HEADS_NETWORK = """\
+from torch import nn
+
+class Net(nn.Module):
+    num_heads = 1
+
+    def __init__(self, inputs, *, width: int = 8, num_heads_inside: int = 1):
+        super().__init__()
+        if width % num_heads_inside:
+            raise ValueError(
+                f"width {width} must be a multiple of num_heads_inside {num_heads_inside}"
+            )
+"""
 
 
 def make_search(
@@ -330,6 +347,42 @@ def test_values_that_are_lists_are_searched_and_trained_as_lists() -> None:
     assert units == {(8,), (16, 8)}
     assert {trial.params["model.expert_units"] for trial in search.trials[2:]} == {"[8]", "[16, 8]"}
     assert all(trial.configuration.model_settings["batch_norm"] for trial in search.trials[2:])
+
+
+def test_a_list_outside_of_its_values_is_restored() -> None:
+    space = {"model.expert_units": {"values": [[8], [16, 8]]}}
+    begun = make_search(trials=3, space=space)
+    all_params(begun)
+    past = [
+        PastTrial(
+            number=trial.number,
+            params=json.loads(json.dumps(trial.params)),
+            state=TrialState.COMPLETE,
+            reports=(replace(report(0.5), last=True),),
+        )
+        for trial in begun.trials
+    ]
+    resumed = make_search(trials=3, space=space)
+    resumed.restore(past)
+    assert [trial.configuration for trial in resumed.trials] == [
+        trial.configuration for trial in begun.trials
+    ]
+
+
+def test_values_that_do_not_go_together_make_a_failed_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "heads_network.py").write_text(HEADS_NETWORK)
+    monkeypatch.syspath_prepend(tmp_path)
+    space = {"model.width": {"values": [8, 12]}, "model.num_heads_inside": {"values": [1, 8]}}
+    search = make_search("heads_network:Net", sampler="grid", space=space)
+    found = [ask(search) for _ in range(search.num_trials)]
+    failed = [trial for trial in found if trial.failure is not None]
+    assert [trial.params for trial in failed] == [{"model.width": 12, "model.num_heads_inside": 8}]
+    assert failed[0].failure == (
+        "model: heads_network:Net: width 12 must be a multiple of num_heads_inside 8"
+    )
+    assert search.ask() is None
 
 
 def test_dimensions_of_another_model_are_left_out_of_a_study() -> None:

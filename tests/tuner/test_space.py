@@ -1,4 +1,5 @@
 import itertools
+import json
 import sys
 from pathlib import Path
 
@@ -146,7 +147,8 @@ def test_a_fixed_point_takes_the_rest_from_the_base_and_may_lie_outside() -> Non
         model__expert_units=Dimension(values=([8],)),
     )
     point = found.fixed_point({"loss.alpha": 0.0, "loss.m2": 0.9})
-    assert point == {"loss.alpha": 0.0, "loss.m1": 0.3, "model.expert_units": (512, 256, 128)}
+    assert point == {"loss.alpha": 0.0, "loss.m1": 0.3, "model.expert_units": [512, 256, 128]}
+    assert json.loads(json.dumps(point)) == point  # as a tracking store gives it back
     assert not found.contains(point)
     assert found.configuration(point).model_settings["expert_units"] == (512, 256, 128)
     inside = {"loss.alpha": 0.5, "loss.m1": 0.5, "model.expert_units": "[8]"}
