@@ -15,7 +15,7 @@ from datasets import Dataset
 from datasets.filesystem import locate, staged_directory
 from tuner.errors import JobNotFoundError, StorageError
 from tuner.results import DatasetResult, JobResult
-from tuner.storage import download, join, upload
+from tuner.storage import download, join, parent, upload
 
 if TYPE_CHECKING:
     from trainables.program import ProgramFormat
@@ -32,9 +32,13 @@ EXAMPLE_ROWS = 5
 
 
 def save_encoder(dataset: Dataset, uri: str) -> None:
-    """Write what an export of a dataset's winner will need beside its checkpoint."""
-    dataset.encoder().save(uri)
+    """Write what an export of a dataset's winner will need beside its checkpoint.
+
+    Raises:
+        StorageError: if the storage cannot be written.
+    """
     with tempfile.TemporaryDirectory() as directory:
+        dataset.encoder().save(directory)
         pq.write_table(dataset.raw_rows("test", EXAMPLE_ROWS), Path(directory) / EXAMPLE_FILE)
         upload(Path(directory), uri)
 
@@ -71,7 +75,7 @@ def export_winner(
         StorageError: if the checkpoint is gone, or the directory cannot be written.
     """
     checkpoint = find_winner(results, dataset).checkpoint
-    encoder = join(checkpoint.rsplit("/", 2)[0], ENCODER_DIRECTORY)
+    encoder = join(parent(checkpoint, 2), ENCODER_DIRECTORY)
     try:
         with staged_directory(locate(out), shown=str(out)) as stage:
             for uri in (checkpoint, encoder):

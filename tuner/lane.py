@@ -30,6 +30,7 @@ from trainables.models import Inputs
 from trainables.training import Evaluation, Training, TrainingError, predict_logits
 from trainables.training_state import TrainingState
 from trainables.workers import Workers
+from tuner.errors import StorageError
 from tuner.lane_backend import lane_of
 from tuner.messages import Generation, Reading, Report, Seconds, Task, TestTask, TrialTask
 from tuner.objective import objective_values, score
@@ -41,6 +42,9 @@ __all__ = ["LaneSettings", "run_lane"]
 
 TAKE_TIMEOUT_S = 60.0
 POLL_S = 0.25
+
+STORAGE_PATIENCE_S = 300.0
+"""For how long a trial waits for a storage that is away; less than NCCL lets other ranks wait."""
 
 STATE_SHARE = 0.05
 """Of a trial's time that writing its states may take."""
@@ -148,6 +152,8 @@ class _Lane:
             ray.get(self.queue.fail.remote(self.generation, task.id, reason))
             if self.workers.size > 1 and not isinstance(error, TrainingError):
                 raise  # the other ranks may wait in a collective: the group must start anew
+            if self.workers.device.type == "cuda":
+                torch.cuda.synchronize()  # raises where the device is lost to this process
 
     def _train(self, task: TrialTask) -> None:
         started = time.perf_counter()
@@ -239,10 +245,13 @@ class _Lane:
             }
             with tempfile.TemporaryDirectory() as directory:
                 replace(state, notes=notes).save(Path(directory))
-                upload(Path(directory), task.state)
+                try:
+                    upload(Path(directory), task.state)
+                except StorageError as error:
+                    logger.warning("trial %s goes on from an older state: %s", task.id, error)
 
     def _test(self, task: TestTask) -> None:
-        with download(task.checkpoint) as directory:
+        with download(task.checkpoint, STORAGE_PATIENCE_S) as directory:
             *_, model = load_checkpoint(directory, self.workers.device)
         split = self._rows(open_dataset(task.dataset), "test", task.reading)
         metrics = evaluate(
@@ -288,7 +297,7 @@ class _Lane:
         if self.workers.rank == 0:
             with tempfile.TemporaryDirectory() as directory:
                 save_checkpoint(Path(directory), configuration, inputs, model)
-                upload(Path(directory), task.checkpoint)
+                upload(Path(directory), task.checkpoint, STORAGE_PATIENCE_S)
 
     def _gather_nodes(self) -> tuple[str, ...]:
         own = ray.util.get_node_ip_address()
@@ -323,7 +332,7 @@ def _is_peers(error: Exception) -> bool:
 
 
 def _find_state(task: TrialTask) -> TrainingState | None:
-    if not exists(task.state):
+    if not exists(task.state, STORAGE_PATIENCE_S):
         return None
     try:
         return _read_state(task)
@@ -333,7 +342,7 @@ def _find_state(task: TrialTask) -> TrainingState | None:
 
 
 def _read_state(task: TrialTask) -> TrainingState:
-    with download(task.state) as directory:
+    with download(task.state, STORAGE_PATIENCE_S) as directory:
         return TrainingState.load(directory)
 
 

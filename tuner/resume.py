@@ -2,9 +2,11 @@
 
 import fcntl
 import json
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from mlflow.entities import Metric, Run
@@ -16,7 +18,7 @@ from tuner.job import Job
 from tuner.messages import Report, Seconds
 from tuner.records import STARTED_TAG, record_id
 from tuner.results import METRICS, search_all
-from tuner.storage import local_path
+from tuner.storage import child_names, join, local_path, upload
 from tuner.study import PastTrial, TrialState
 from tuner.tracking import SECONDS_METRICS
 
@@ -37,9 +39,15 @@ MAY_CHANGE = ("budget.hang_minutes",)
 
 
 def store_job(job: Job, digests: Mapping[str, str], root: str) -> None:
-    """Keep the job beside its checkpoints, for a later process to compare with."""
-    text = json.dumps(_fields(job, digests), indent=2)
-    (locate(root) / JOB_FILE).write_bytes(text.encode())
+    """Keep the job beside its checkpoints, for a later process to compare with.
+
+    Raises:
+        StorageError: if the storage cannot be written.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        text = json.dumps(_fields(job, digests), indent=2)
+        (Path(directory) / JOB_FILE).write_text(text, encoding="utf-8")
+        upload(Path(directory), root)
 
 
 def check_unchanged(job: Job, digests: Mapping[str, str], root: str) -> None:
@@ -52,14 +60,21 @@ def check_unchanged(job: Job, digests: Mapping[str, str], root: str) -> None:
 
     Raises:
         JobFileError: naming every field that differs.
+        StorageError: if what the job was cannot be read.
     """
-    location = locate(root) / JOB_FILE
-    if not location.exists():
+    if JOB_FILE not in child_names(root):
         raise JobFileError(
             f"storage: job {job.name!r} has trials in the tracking store, but none of its files "
             f"is in {root}; name the storage that it was begun with, or archive it with --fresh"
         )
-    begun, now = json.loads(location.read_bytes()), _fields(job, digests)
+    stored = join(root, JOB_FILE)
+    try:
+        begun = json.loads(locate(stored).read_bytes())
+    except (OSError, ValueError) as error:
+        raise StorageError(
+            f"storage: {stored} cannot be read ({error}); mend it, or archive the job with --fresh"
+        ) from error
+    now = _fields(job, digests)
     defaults = _fields(Job(name=job.name, datasets=job.datasets), {})
     changes = []
     for field in sorted(begun.keys() | now.keys()):
@@ -90,11 +105,13 @@ def only_driver(job: Job, root: str) -> Iterator[None]:
         return
     try:
         path.mkdir(parents=True, exist_ok=True)
+        lock_file = (path / LOCK_FILE).open("w")
     except OSError as error:
         raise StorageError(
-            f"storage: {path} cannot be made ({error.strerror}); name a directory of yours"
+            f"storage: {path} cannot be made or written ({error.strerror}); "
+            "name a directory of yours"
         ) from error
-    with (path / LOCK_FILE).open("w") as lock:
+    with lock_file as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -7,7 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pyarrow import fs
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
+from tenacity import (
+    Retrying,
+    retry_if_exception_type,
+    stop_after_attempt,
+    stop_after_delay,
+    stop_all,
+    wait_exponential,
+)
 
 from datasets import DatasetError
 from datasets.filesystem import Location, locate
@@ -22,17 +29,20 @@ __all__ = [
     "exists",
     "join",
     "local_path",
+    "parent",
     "upload",
 ]
 logger = logging.getLogger(__name__)
 
-_retried = Retrying(
-    retry=retry_if_exception_type(OSError),
-    stop=stop_after_attempt(4),
-    wait=wait_exponential(multiplier=0.5),
-    reraise=True,
-)
-"""Calls a function, again after half a second, one and two where the storage fails."""
+
+def _retrying(patience_s: float = 0.0) -> Retrying:
+    """Call a function again where the storage fails: three times, and for as long as that."""
+    return Retrying(
+        retry=retry_if_exception_type(OSError),
+        stop=stop_all(stop_after_attempt(4), stop_after_delay(patience_s)),
+        wait=wait_exponential(multiplier=0.5, max=30),
+        reraise=True,
+    )
 
 
 def absolute_uri(uri: str) -> str:
@@ -43,7 +53,7 @@ def absolute_uri(uri: str) -> str:
     """
     if "://" in uri:
         _locate(uri)
-        return uri.rstrip("/")
+        return join(uri)
     return str(Path(uri).expanduser().absolute())
 
 
@@ -54,18 +64,37 @@ def local_path(uri: str) -> Path | None:
 
 
 def join(uri: str, *parts: str) -> str:
-    """Name something below a directory."""
-    return "/".join([uri.rstrip("/"), *parts])
+    """Name something below a directory; a URI's query stays at its end."""
+    directory, query = _apart(uri)
+    return "/".join([directory.rstrip("/"), *parts]) + query
 
 
-def exists(uri: str) -> bool:
+def parent(uri: str, levels: int) -> str:
+    """Name the directory that many levels up."""
+    directory, query = _apart(uri)
+    return directory.rsplit("/", levels)[0] + query
+
+
+def _apart(uri: str) -> tuple[str, str]:
+    """Split a URI into what names a place and its query, with its question mark."""
+    if "://" not in uri:
+        return uri, ""
+    place, mark, query = uri.partition("?")
+    return place, mark + query
+
+
+def exists(uri: str, patience_s: float = 0.0) -> bool:
     """Whether anything lies at a URI.
+
+    Args:
+        uri: a path or URI.
+        patience_s: for how long it is tried at least where the storage fails, in seconds.
 
     Raises:
         StorageError: if that cannot be told, in several tries.
     """
     try:
-        found: bool = _retried(_locate(uri).exists)
+        found: bool = _retrying(patience_s)(_locate(uri).exists)
     except OSError as error:
         raise _unreadable(uri, error) from error
     return found
@@ -80,13 +109,18 @@ def child_names(uri: str) -> list[str]:
     location = _locate(uri)
     selector = fs.FileSelector(location.path, allow_not_found=True)
     try:
-        return [info.base_name for info in _retried(location.filesystem.get_file_info, selector)]
+        return [info.base_name for info in _retrying()(location.filesystem.get_file_info, selector)]
     except OSError as error:
         raise _unreadable(uri, error) from error
 
 
-def upload(directory: Path, uri: str) -> None:
+def upload(directory: Path, uri: str, patience_s: float = 0.0) -> None:
     """Copy a local directory's files to a URI; on a local path each appears whole or not at all.
+
+    Args:
+        directory: whose files are copied.
+        uri: a path or URI, made where it is missing.
+        patience_s: for how long it is tried at least where the storage fails, in seconds.
 
     Raises:
         StorageError: if the destination cannot be written, in several tries.
@@ -94,10 +128,10 @@ def upload(directory: Path, uri: str) -> None:
     location = _locate(uri)
     try:
         if location.is_local:
-            _retried(_copy_whole, directory, Path(location.path))
+            _retrying(patience_s)(_copy_whole, directory, Path(location.path))
         else:
             filesystem = location.filesystem
-            _retried(
+            _retrying(patience_s)(
                 fs.copy_files, str(directory), location.path, destination_filesystem=filesystem
             )
     except OSError as error:
@@ -118,13 +152,17 @@ def _copy_whole(directory: Path, target: Path) -> None:
 
 
 @contextmanager
-def download(uri: str) -> Iterator[Path]:
+def download(uri: str, patience_s: float = 0.0) -> Iterator[Path]:
     """Give a directory's files as a local directory, for as long as the context lasts.
+
+    Args:
+        uri: a path or URI.
+        patience_s: for how long it is tried at least where the storage fails, in seconds.
 
     Raises:
         StorageError: if there is nothing at the URI, or it cannot be read, in several tries.
     """
-    if not exists(uri):
+    if not exists(uri, patience_s):
         raise StorageError(f"storage: {uri} is not there; was it moved or deleted?")
     location = _locate(uri)
     if location.is_local:
@@ -133,7 +171,9 @@ def download(uri: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as directory:
         filesystem = location.filesystem
         try:
-            _retried(fs.copy_files, location.path, directory, source_filesystem=filesystem)
+            _retrying(patience_s)(
+                fs.copy_files, location.path, directory, source_filesystem=filesystem
+            )
         except OSError as error:
             raise _unreadable(uri, error) from error
         yield Path(directory)
@@ -147,8 +187,8 @@ def delete(uri: str) -> None:
     """
     location = _locate(uri)
     try:
-        if _retried(location.exists):
-            _retried(location.filesystem.delete_dir, location.path)
+        if _retrying()(location.exists):
+            _retrying()(location.filesystem.delete_dir, location.path)
     except OSError as error:
         raise StorageError(f"storage: cannot delete {uri} ({error}); check access") from error
 

@@ -340,6 +340,26 @@ def test_a_lost_trial_goes_on_from_its_last_state_to_the_same_end(
 
 @pytest.mark.ray
 @pytest.mark.slow
+def test_a_storage_that_is_away_for_a_while_fails_no_trial(
+    directory: Path, ray_of_three_cores: None, tiny_dataset: Dataset
+) -> None:
+    obstacle = directory / "away"
+    obstacle.write_text("in the way")
+    with one_lane(directory, "patient") as queue:
+        one = task(directory, tiny_dataset, "stateless")
+        ray.get(queue.submit.remote(replace(one, state=f"{obstacle}/state", state_every_s=0.0)))
+        assert reports(queue, "stateless")[-1].last  # its states are not worth a trial
+        back = threading.Timer(6.0, obstacle.unlink)
+        back.start()
+        one = task(directory, tiny_dataset, "patient")
+        ray.get(queue.submit.remote(replace(one, checkpoint=f"{obstacle}/checkpoint")))
+        assert reports(queue, "patient")[-1].last
+        assert not back.is_alive()
+    assert (obstacle / "checkpoint" / "model.safetensors").is_file()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
 def test_a_trial_stopped_with_its_job_goes_on_at_that_very_step(
     directory: Path, ray_of_three_cores: None, tiny_dataset: Dataset
 ) -> None:

@@ -6,7 +6,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from datasets import Dataset
-from tuner.errors import JobFileError
+from tuner.errors import JobFileError, StorageError
 from tuner.job import Job
 from tuner.job_search import JobSearch
 from tuner.messages import Ended, Report, Seconds
@@ -237,4 +237,25 @@ def test_only_one_driver_holds_a_job(tmp_path: Path) -> None:
     ):
         pass
     with only_driver(job, str(tmp_path)):
+        pass
+
+
+def test_a_stored_job_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    store_job(make_job(), {}, str(tmp_path))
+    stored = tmp_path / "job.json"
+    stored.write_text(stored.read_text()[:20])
+    with pytest.raises(StorageError, match=r"job\.json cannot be read .* archive the job with --"):
+        check_unchanged(make_job(), {}, str(tmp_path))
+
+
+def test_a_storage_that_takes_no_files_is_told(tmp_path: Path) -> None:
+    obstacle = tmp_path / "file"
+    obstacle.write_text("in the way")
+    with pytest.raises(StorageError, match="storage: cannot write"):
+        store_job(make_job(), {}, str(obstacle))
+    (tmp_path / "lock").mkdir()
+    with (
+        pytest.raises(StorageError, match="cannot be made or written"),
+        only_driver(make_job(), str(tmp_path)),
+    ):
         pass

@@ -6,7 +6,16 @@ from pathlib import Path
 import pytest
 
 from tuner.errors import StorageError
-from tuner.storage import absolute_uri, delete, download, exists, join, local_path, upload
+from tuner.storage import (
+    absolute_uri,
+    delete,
+    download,
+    exists,
+    join,
+    local_path,
+    parent,
+    upload,
+)
 
 Name = Callable[[Path], str]
 
@@ -68,6 +77,26 @@ def test_what_cannot_be_written_is_told(tmp_path: Path, source: Path, name: Name
     message = str(caught.value)
     assert message.startswith(f"storage: cannot write {uri} (")
     assert message.endswith("; check access and space")
+
+
+def test_a_storage_that_is_away_for_longer_is_waited_for(tmp_path: Path, source: Path) -> None:
+    obstacle = tmp_path / "file"
+    obstacle.write_text("in the way")
+    threading.Timer(4.5, obstacle.unlink).start()  # longer than the four tries
+    upload(source, str(obstacle / "trial"), patience_s=60.0)
+    assert files(obstacle / "trial") == files(source)
+
+
+def test_a_uri_keeps_its_query(tmp_path: Path, source: Path) -> None:
+    storage = absolute_uri("s3://bucket/jobs/?endpoint_override=http%3A%2F%2Flocalhost%3A9000")
+    assert storage == "s3://bucket/jobs?endpoint_override=http%3A%2F%2Flocalhost%3A9000"
+    query = "?endpoint_override=http%3A%2F%2Flocalhost%3A9000"
+    checkpoint = join(storage, "us", "mmoe", "trial-0001")
+    assert checkpoint == f"s3://bucket/jobs/us/mmoe/trial-0001{query}"
+    assert parent(checkpoint, 2) == f"s3://bucket/jobs/us{query}"
+    local = str(tmp_path / "what?" / "job")
+    assert join(local, "us") == f"{local}/us"
+    assert parent(join(local, "us"), 1) == local
 
 
 def test_a_storage_that_fails_for_a_moment_is_tried_again(
