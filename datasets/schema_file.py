@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 from datasets.errors import SchemaError
 from datasets.schema import CategoricalField, Labels, NumericalField, Schema, SplitFractions
 
-__all__ = ["UniqueKeyLoader", "read_schema"]
+__all__ = ["load_yaml", "read_schema"]
 
 
 class UniqueKeyLoader(yaml.SafeLoader):
@@ -27,6 +27,29 @@ class UniqueKeyLoader(yaml.SafeLoader):
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:  # noqa: ANN401
+        """Build any value; a date or number that is none is the file's fault, not a program's."""
+        try:
+            return super().construct_object(node, deep=deep)
+        except ValueError as error:
+            shown, kind = str(node.value)[:40], node.tag.rpartition(":")[2]
+            raise yaml.MarkedYAMLError(
+                problem=f"{shown!r} is no {kind} that can be read; text stands in quotes",
+                problem_mark=node.start_mark,
+            ) from error
+
+
+def load_yaml(text: str) -> Any:  # noqa: ANN401
+    """Read YAML of plain values.
+
+    Raises:
+        yaml.YAMLError: if it is none, or a key is there twice.
+    """
+    try:
+        return yaml.load(text, Loader=UniqueKeyLoader)
+    except RecursionError as error:
+        raise yaml.YAMLError("it is nested too deeply") from error
+
 
 def read_schema(path: str | Path) -> Schema:
     """Read a schema file.
@@ -36,7 +59,7 @@ def read_schema(path: str | Path) -> Schema:
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
-        content = yaml.load(text, Loader=UniqueKeyLoader)
+        content = load_yaml(text)
     except OSError as error:
         reason = error.strerror or str(error)
         raise SchemaError(f"{path}: cannot read the schema ({reason}); give a YAML file") from error

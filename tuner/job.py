@@ -9,7 +9,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from datasets import PwiserError
-from datasets.schema_file import UniqueKeyLoader
+from datasets.schema_file import load_yaml
 from trainables.configuration import (
     LossSettings,
     Settings,
@@ -346,7 +346,7 @@ def parse_job(text: str, path: str) -> Job:
         JobFileError: naming the file, the field, its value and the fix.
     """
     try:
-        content = yaml.load(text, Loader=UniqueKeyLoader)
+        content = load_yaml(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" line {mark.line + 1}, column {mark.column + 1}:" if mark else ""

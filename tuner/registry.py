@@ -96,7 +96,7 @@ def _log(client: MlflowClient, result: DatasetResult, name: str, export: Path) -
     example = pq.read_table(export / EXAMPLE_FILE).to_pandas()
     found = installed_versions()
     code = [str(Path(str(package.__file__)).parent) for package in (datasets, trainables)]
-    with _stores(str(client.tracking_uri)), mlflow.start_run(run_id=result.run_id):
+    with _stores(str(client.tracking_uri)), _going_on_with(client, result.run_id):
         logged = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(Path(pyfunc_model.__file__)),
@@ -111,6 +111,17 @@ def _log(client: MlflowClient, result: DatasetResult, name: str, export: Path) -
             registered_model_name=name,
         )
     return int(logged.registered_model_version)
+
+
+@contextmanager
+def _going_on_with(client: MlflowClient, run_id: str) -> Iterator[None]:
+    """Log to a run that has ended, and leave its end as it was."""
+    before = client.get_run(run_id).info
+    try:
+        with mlflow.start_run(run_id=run_id):
+            yield
+    finally:
+        client.set_terminated(run_id, before.status, before.end_time)
 
 
 @contextmanager

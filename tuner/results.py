@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from mlflow.entities import Experiment, Run
-from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from pydantic import BaseModel, ConfigDict
 
@@ -233,7 +232,7 @@ def read_job_file(client: MlflowClient, job: str) -> str:
         with tempfile.TemporaryDirectory() as directory:
             try:
                 path = client.download_artifacts(run.info.run_id, JOB_FILE, directory)
-            except (MlflowException, OSError):
+            except Exception:  # noqa: BLE001 - of any store of artefacts: another study has it too
                 continue
             return Path(path).read_text(encoding="utf-8")
     raise JobNotFoundError(f"job {job!r}: its job file is not in the tracking store; submit it")

@@ -54,6 +54,11 @@ def test_lists_and_mappings_name_fields_and_defaults_hold(tmp_path: Path) -> Non
         (MINIMAL + 'categorical: {"a\\n b": false}\n', "categorical.a b: False is wrong; input"),
         (MINIMAL + "categorical: [109_14]\n", "column 10914 is read as int, .*put it in quotes"),
         (MINIMAL + "categorical: [on]\n", "column True is read as bool, .*put it in quotes"),
+        (
+            MINIMAL + "drop: [2024-02-30]\n",
+            "line 2: not YAML .'2024-02-30' is no timestamp that can be read; text",
+        ),
+        ("[" * 2_000, "not YAML .it is nested too deeply"),
         (MINIMAL + "categorical: [a, a]\n", "column 'a' is listed twice; list it once"),
         (MINIMAL + "categorical: [a, c]\n", "column 'c' has more than one role; leave it under"),
         (MINIMAL + "categorical: [a]\ngroup: a\n", "column 'a' has more than one role"),

@@ -149,6 +149,11 @@ def test_wrong_usage_is_told_with_exit_code_2(
     assert "Traceback" not in ending.err
 
 
+def test_a_place_that_cannot_be_written_is_told_on_one_line(pwiser: Pwiser) -> None:
+    ending = pwiser("data", "synth", "--out", "/dev/null/rows", "--impressions", "1000")
+    assert "/dev/null" in refused(ending)
+
+
 def test_a_faulty_job_file_is_told_on_one_line(pwiser: Pwiser, tmp_path: Path) -> None:
     job = tmp_path / "job.yaml"
     assert refused(pwiser("tune", job)) == (

@@ -365,6 +365,17 @@ def test_a_fault_is_told_by_field_value_and_fix(
             "line 2, column 1: not YAML (found character '\\t' that cannot start any token); "
             "mend that line",
         ),
+        (
+            "name: 2024-02-30\n",
+            "line 1, column 7: not YAML ('2024-02-30' is no timestamp that can be read; "
+            "text stands in quotes); mend that line",
+        ),
+        (
+            f"name: {'9' * 5_000}\n",
+            f"line 1, column 7: not YAML ('{'9' * 40}' is no int that can be read; "
+            "text stands in quotes); mend that line",
+        ),
+        ("[" * 2_000, "not YAML (it is nested too deeply); mend that line"),
         ("? [a]\n: b\n", "line 1, column 3: not YAML (found unhashable key); mend that line"),
         (
             "name: !!python/name:os.system\n",

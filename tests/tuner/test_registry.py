@@ -66,6 +66,9 @@ def raw_rows(num_rows: int) -> pd.DataFrame:
     return rows
 
 
+ENDED_MS = 1_700_000_000_000
+
+
 @dataclass(frozen=True)
 class Finished:
     """A job that has ended: its store, its results, and rows that its model never saw."""
@@ -118,6 +121,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     client = connect(f"sqlite:///{directory / 'mlflow.db'}")
     experiment = client.create_experiment("job", artifact_location=str(directory / "artifacts"))
     run = client.create_run(experiment)
+    client.set_terminated(run.info.run_id, "KILLED", ENDED_MS)  # pruned
     result = DatasetResult(
         model="mmoe",
         config={},
@@ -162,6 +166,12 @@ def champion(finished: Finished) -> str:
     assert (first, last) == (1, 3)
     assert os.environ.get("MLFLOW_TRACKING_URI") == before
     return f"models:/pwiser-shop@{CHAMPION}"
+
+
+def test_the_winners_run_ended_when_it_ended(finished: Finished, champion: str) -> None:
+    run_id = finished.results.datasets["shop"].run_id
+    info = finished.client.get_run(run_id).info
+    assert (info.status, info.end_time) == ("KILLED", ENDED_MS)
 
 
 def test_the_champion_before_stays_as_the_previous(finished: Finished, champion: str) -> None:

@@ -20,7 +20,14 @@ from tuner.messages import Ended, Report, Seconds
 from tuner.outbox import Outbox
 from tuner.records import RecordWriter
 from tuner.replicates import plan_replicates
-from tuner.report import JobReport, html_page, json_page, markdown_page, read_report
+from tuner.report import (
+    JobReport,
+    html_page,
+    json_page,
+    markdown_page,
+    read_report,
+    study_figures,
+)
 from tuner.search import StudySearch
 from tuner.study import Study, TrialState
 from tuner.tracking import Tracker, connect
@@ -157,6 +164,29 @@ def test_a_pareto_study_shows_its_front_and_no_verdict_without_replicates(tracki
     page = html_page(report)
     assert page.count("<figcaption>Pareto front of the objectives</figcaption>") == 2
     assert "no evidence" in page
+
+
+def test_a_report_does_without_a_job_file_that_the_store_never_got(
+    tmp_path: Path, tiny_dataset: Dataset
+) -> None:
+    client = connect(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    log_job(client, tmp_path / "bare", tiny_dataset, make_job(tiny_dataset, "bare"))
+    for found in (tmp_path / "bare").rglob("job.yaml"):
+        found.unlink()
+    report = read_report(client, "bare")
+    assert report.num_trials == 2 * NUM_TRIALS
+    assert report.job_file.startswith("# job 'bare': its job file is not in the tracking store")
+    assert report.job_file in markdown_page(report)
+
+
+def test_figures_take_a_setting_that_is_a_number_here_and_none_there(shown: JobReport) -> None:
+    study = shown.studies[0]
+    trials = tuple(
+        row.model_copy(update={"params": row.params | {"model.clip": clip}})
+        for row, clip in zip(study.trials, [None, 1.0, 5.0] * 3, strict=False)
+    )
+    figures = study_figures(study.model_copy(update={"trials": trials}), ("history", "landscape"))
+    assert all(png.startswith(b"\x89PNG") for _, _, png in figures)
 
 
 def test_a_job_without_trials_is_told_so(tracking: str) -> None:

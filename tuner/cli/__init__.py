@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from datasets.errors import PwiserError
+from datasets.errors import PwiserError, one_line
 from tuner import __version__
 from tuner.cli.complaint import complain
 from tuner.cli.data import data_app
@@ -78,9 +78,7 @@ def run() -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _complain("interrupted", EXIT_INTERRUPTED)
     except Exception as error:
-        from tuner.tracking_store import tracking_fault
-
-        fault = tracking_fault(error)
+        fault = _fault(error)
         if fault is not None:
             return _complain(fault, EXIT_BAD_INPUT)
         if not hasattr(error, "show"):  # click's usage errors know how to show themselves
@@ -88,6 +86,15 @@ def run() -> int:
         error.show()
         return EXIT_BAD_INPUT
     return int(code or 0)
+
+
+def _fault(error: Exception) -> object:
+    """Say what files, the network or MLflow refused; None for what only a program can mend."""
+    from tuner.tracking_store import tracking_fault
+
+    if isinstance(error, OSError):
+        return f"{one_line(error, None)}; check that it can be reached, its permissions and space"
+    return tracking_fault(error)
 
 
 def _complain(message: object, code: int) -> int:

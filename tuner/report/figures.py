@@ -107,6 +107,9 @@ def _optuna_study(study: StudyReport) -> optuna.Study:
             found.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.FAIL))
             continue
         params = {} if row.baseline else {n: _drawn(value) for n, value in row.params.items()}
+        for name, value in params.items():
+            if isinstance(distributions[name], CategoricalDistribution):
+                params[name] = str(value)  # a number here, none in another trial
         found.add_trial(
             optuna.trial.create_trial(
                 params=params,

@@ -161,12 +161,20 @@ def read_report(client: MlflowClient, job: str) -> JobReport:
     begun = min(run.info.start_time for run in everything)
     return JobReport(
         job=job,
-        job_file=read_job_file(client, job),
+        job_file=_job_file(client, job),
         versions=json.loads(runs[0].data.tags.get(VERSIONS_TAG, "{}")),
         studies=studies,
         results=job_result(client, job, winners, evidence) if winners else None,
         hours=(max(ends) - begun) / MS_PER_HOUR if ends else 0.0,
     )
+
+
+def _job_file(client: MlflowClient, job: str) -> str:
+    """The job's file, or a comment in its place: a job may have ended well without it."""
+    try:
+        return read_job_file(client, job)
+    except JobNotFoundError as error:
+        return f"# {error}"
 
 
 def _study(
