@@ -18,7 +18,7 @@ class UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Build a mapping whose keys all differ."""
         seen: set[object] = set()
-        for key_node, _ in node.value:
+        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             key = key_node.value if isinstance(key_node, yaml.ScalarNode) else key_node
             if key in seen:
                 raise yaml.MarkedYAMLError(
@@ -31,7 +31,7 @@ class UniqueKeyLoader(yaml.SafeLoader):
         """Build any value; a date or number that is none is the file's fault, not a program's."""
         try:
             return super().construct_object(node, deep=deep)
-        except ValueError as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             shown, kind = str(node.value)[:40], node.tag.rpartition(":")[2]
             raise yaml.MarkedYAMLError(
                 problem=f"{shown!r} is no {kind} that can be read; text stands in quotes",

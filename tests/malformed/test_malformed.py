@@ -137,11 +137,32 @@ def damaged(draw: st.DrawFn, content: bytes) -> bytes:
     return bytes(found)
 
 
+SPELLINGS = [
+    *("2024-02-30", "2024-01-01", "0x_", "0b", "012", "1_000", "1:99", "yes", ".inf", "=", "<<"),
+    *("!!int many", "!!float x", "!!bool x", "!!binary x", "!!set x", "!!timestamp x", "!!omap x"),
+    *("!!pairs x", "!!seq x", "!!map x", "!!null x", "!!python/object:os.system []"),
+    *("&a [*a]", "&a {a: *a}", "*b", "{<<: 1}", "[<<]", "{[1]: 2}", "@x", "%", "`", "'", '"\\x"'),
+    *("-", "?", "|", ">", "9" * 5_000, "[" * 2_000, "{a: " * 2_000),
+]
+"""Ends of a line that YAML takes for something else, or for nothing."""
+
+
+@st.composite
+def respelled(draw: st.DrawFn, text: str) -> bytes:
+    """YAML of which one value is spelled otherwise."""
+    lines = text.splitlines()
+    place = draw(st.integers(0, len(lines) - 1))
+    head = re.match(r"\s*(- |[^:]+: ?)*", lines[place])
+    assert head is not None
+    lines[place] = f"{head[0].rstrip()} {draw(st.sampled_from(SPELLINGS))}"
+    return "\n".join(lines).encode()
+
+
 def texts(tree: Any) -> st.SearchStrategy[bytes]:
     """Files of a tree that is wrong, or that is not quite YAML, or not at all."""
     text = yaml.safe_dump(tree).encode()
     written = changed(tree).map(lambda found: yaml.safe_dump(found, allow_unicode=True).encode())
-    return written | damaged(text) | st.binary(max_size=60)
+    return written | damaged(text) | respelled(text.decode()) | st.binary(max_size=60)
 
 
 @dataclass
