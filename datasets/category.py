@@ -7,8 +7,9 @@ at serving time, so the text is canonical:
 
 - what reads as a number is that number: ``3``, ``3.0``, ``003``, ``+3``, `` 3`` and ``3e0`` are all
   ``3``; other numbers are written with 15 significant digits (``0.10`` is ``0.1``). Integers are
-  exact at any length; beyond 15 digits a column that pandas turned into floats has lost digits
-  already, so such identifiers are read as text (``dtype=str``) where cells may be empty;
+  exact at any length; from 2 to the power of 53 on (16 digits) a column that pandas turned into
+  floats has lost digits already, so such identifiers are read as text (``dtype=str``) where cells
+  may be empty;
 - ``True``, ``TRUE`` and ``true``, and booleans, are ``true``; likewise ``false``;
 - the texts that ``pandas.read_csv`` reads as missing (empty, ``NA``, ``NaN``, ``null``, ``None``,
   ...) are missing, whatever read them, and so are nulls and NaN;
@@ -56,7 +57,7 @@ _DECIMAL = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*"
 _INFINITE = re.compile(r"\s*([+-]?)inf(inity)?\s*", re.ASCII | re.IGNORECASE)
 _STARTS_OF_NUMBERS = frozenset(" \t\n\r\f\v+-.0123456789iI")  # what the three begin with
 _BOOLEANS = {"True": "true", "TRUE": "true", "False": "false", "FALSE": "false"}
-_EXACT_BELOW = 1e15
+_EXACT_BELOW = 2.0**53
 
 
 @dataclass(frozen=True)

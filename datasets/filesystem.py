@@ -20,6 +20,7 @@ __all__ = [
     "Location",
     "locate",
     "refuse_existing",
+    "split_query",
     "staged_directory",
     "working_directory",
 ]
@@ -90,6 +91,17 @@ def locate(uri: str | Path) -> Location:
             "give a local path or a URI such as s3://bucket/dataset"
         ) from error
     return Location(filesystem, path)
+
+
+def split_query(uri: str) -> tuple[str, str]:
+    """Split a URI into what names a place and its query, with its question mark.
+
+    A local path has no query.
+    """
+    if "://" not in uri:
+        return uri, ""
+    place, mark, query = uri.partition("?")
+    return place, mark + query
 
 
 class HashingSink:

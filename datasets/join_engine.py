@@ -12,6 +12,7 @@ from pathlib import Path
 import duckdb
 import pyarrow.parquet as pq
 
+from datasets.errors import DatasetError, one_line
 from datasets.pipeline import num_threads
 from datasets.progress import ProgressReport, ReportProgress
 from datasets.table_reader import RawBatch, RowSource, open_table
@@ -33,6 +34,9 @@ def connect(work: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     }
     with duckdb.connect(str(work / "engine.duckdb"), config=settings) as connection:
         connection.execute("SET enable_progress_bar = true; SET enable_progress_bar_print = false")
+        # DuckDB guesses that a CSV file has 42 rows. With the impressions as the smaller side it
+        # would hold them in memory, and give them in any order.
+        connection.execute("SET disabled_optimizers = 'build_side_probe_side'")
         yield connection
 
 
@@ -42,7 +46,8 @@ def execute(
     """Run a statement that may take long, and report its progress in per cent.
 
     Raises:
-        duckdb.Error: The statement fails.
+        DatasetError: Memory or disk do not suffice.
+        duckdb.Error: The statement fails otherwise.
     """
     ended = threading.Event()
 
@@ -56,6 +61,13 @@ def execute(
     watcher.start()
     try:
         connection.execute(sql)
+    except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
+        reason = one_line(error)
+        if isinstance(error, duckdb.IOException) and "space" not in reason:
+            raise
+        raise DatasetError(
+            f"{phase}: memory or disk do not suffice ({reason}); make room beside --out"
+        ) from error
     finally:
         ended.set()
         watcher.join()

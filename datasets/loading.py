@@ -349,9 +349,13 @@ def _mapped_file(
         np.save(path, np.empty(shape, kind))
         return np.empty(shape, kind)
     size_bytes = int(np.prod(shape)) * np.dtype(kind).itemsize
-    if shutil.disk_usage(entry).free < size_bytes:  # a mapping that outgrows the disk is a SIGBUS
+    if shutil.disk_usage(entry).free < size_bytes:
         raise OSError(f"{size_bytes} bytes needed for {name}, the disk is full")
-    return np.lib.format.open_memmap(path, "w+", np.dtype(kind), shape)
+    array = np.lib.format.open_memmap(path, "w+", np.dtype(kind), shape)
+    if hasattr(os, "posix_fallocate"):  # a mapping that outgrows the disk is a SIGBUS
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
 
 
 def _open_mapped(entry: Path, name: str) -> npt.NDArray[Any]:

@@ -3,6 +3,7 @@
 import io
 import shutil
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from datasets.errors import TableError
 __all__ = ["RawFile", "find_raw_file"]
 
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+_ZIP_FAULTS = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def find_raw_file(directory: Path, stem: str, *, work: Path) -> RawFile:
                         with opened.open(member) as packed, (work / wanted).open("wb") as unpacked:
                             shutil.copyfileobj(packed, unpacked, 1 << 20)
                         return RawFile(f"{archive}:{member}", work / wanted, None)
-        except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+        except _ZIP_FAULTS as error:
             raise TableError(f"{archive}: not readable as zip ({error}); fetch it again") from error
     raise TableError(
         f"--input {directory}: no {wanted} in it (nor {wanted}.gz, {wanted}.zst, nor in a zip "

@@ -36,8 +36,9 @@ def predict_table(export: Path, table: str, out: str) -> int:
     """
     target = locate(out)
     refuse_existing(target, shown=out)
-    sources = open_tables(table)
     predictor = trainables.load(export)
+    encoder = predictor.encoder
+    sources = open_tables(table, frozenset((*encoder.categorical, *encoder.numerical)))
     folder, _, name = target.path.rpartition("/")
     partial = Location(target.filesystem, f"{folder}/.{name}.partial")
     try:

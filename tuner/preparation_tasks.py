@@ -10,11 +10,13 @@ from itertools import islice
 from typing import TypeVar
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.util import placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from datasets import RawBatch, SplitSource
+from datasets.errors import one_line
 from tuner.cluster import free_resources
 from tuner.errors import ClusterError
 
@@ -23,6 +25,9 @@ __all__ = ["map_sources_on_cluster"]
 Result = TypeVar("Result")
 
 PLACEMENT_WAIT_S = 60.0
+PART_PLACEMENT_WAIT_S = 10.0
+"""For several cores at once, before half as many are asked for."""
+
 WAITING_RESULTS = 2
 """Per task: what it has read ahead of the caller; memory is bounded by these."""
 
@@ -40,7 +45,32 @@ def _results(stream: "Iterable[ray.ObjectRef[Result]]") -> Iterator[Result]:
             result = ray.get(reference)
         except RayTaskError as error:
             raise error.cause from None
+        except RayError as error:
+            raise ClusterError(
+                f"cluster: a task of the preparation was lost ({one_line(error)}); start it again"
+            ) from error
         yield result
+
+
+def _hold_cores(wanted: int) -> PlacementGroup:
+    """Hold as many cores, or half as many, and so on: a core may be free in halves on two nodes.
+
+    Raises:
+        ClusterError: if no core is free within a minute.
+    """
+    for num_cores in (wanted >> halved for halved in range(wanted.bit_length() - 1)):
+        group = placement_group([{"CPU": 1}] * num_cores, strategy="SPREAD")
+        if group.wait(PART_PLACEMENT_WAIT_S):
+            return group
+        remove_placement_group(group)
+    group = placement_group([{"CPU": 1}])
+    if group.wait(PLACEMENT_WAIT_S):
+        return group
+    remove_placement_group(group)
+    raise ClusterError(
+        f"cluster: no core was free within {PLACEMENT_WAIT_S:.0f} s; wait for its jobs, or "
+        "prepare without --ray"
+    )
 
 
 def map_sources_on_cluster(
@@ -54,14 +84,9 @@ def map_sources_on_cluster(
     Raises:
         ClusterError: if no core is free within a minute.
     """
-    num_tasks = max(1, min(int(free_resources().get("CPU", 0)), len(sources)))
-    group = placement_group([{"CPU": 1}] * num_tasks, strategy="SPREAD")
+    group = _hold_cores(min(int(free_resources().get("CPU", 0)), len(sources)))
+    num_tasks = group.bundle_count
     try:
-        if not group.wait(PLACEMENT_WAIT_S):
-            raise ClusterError(
-                f"cluster: no core was free within {PLACEMENT_WAIT_S:.0f} s; wait for its jobs, or "
-                "prepare without --ray"
-            )
         task = ray.remote(_read).options(
             num_cpus=1,
             num_returns="streaming",

@@ -17,7 +17,7 @@ from tenacity import (
 )
 
 from datasets import DatasetError
-from datasets.filesystem import Location, locate
+from datasets.filesystem import Location, locate, split_query
 from tuner.errors import StorageError
 
 __all__ = [
@@ -65,22 +65,14 @@ def local_path(uri: str) -> Path | None:
 
 def join(uri: str, *parts: str) -> str:
     """Name something below a directory; a URI's query stays at its end."""
-    directory, query = _apart(uri)
+    directory, query = split_query(uri)
     return "/".join([directory.rstrip("/"), *parts]) + query
 
 
 def parent(uri: str, levels: int) -> str:
     """Name the directory that many levels up."""
-    directory, query = _apart(uri)
+    directory, query = split_query(uri)
     return directory.rsplit("/", levels)[0] + query
-
-
-def _apart(uri: str) -> tuple[str, str]:
-    """Split a URI into what names a place and its query, with its question mark."""
-    if "://" not in uri:
-        return uri, ""
-    place, mark, query = uri.partition("?")
-    return place, mark + query
 
 
 def exists(uri: str, patience_s: float = 0.0) -> bool:

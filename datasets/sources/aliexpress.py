@@ -10,7 +10,7 @@ damaged file, and is refused.
 from pathlib import Path
 
 from datasets.errors import TableError
-from datasets.filesystem import locate, refuse_existing, working_directory
+from datasets.filesystem import locate, refuse_existing, split_query, working_directory
 from datasets.labels import ConversionPolicy
 from datasets.manifest import Manifest
 from datasets.preparation import prepare
@@ -86,16 +86,17 @@ def prepare_aliexpress(
     """
     refuse_existing(locate(out), shown=str(out))
     fractions = carved_from_train(valid_fraction, split_seed)
-    directory = str(input).rstrip("/")
-    for name in ("train.csv", "test.csv"):
-        if not locate(f"{directory}/{name}").is_file():
+    directory, query = split_query(str(input))
+    files = {name: f"{directory.rstrip('/')}/{name}.csv{query}" for name in ("train", "test")}
+    for name, file in files.items():
+        if not locate(file).is_file():
             raise TableError(
-                f"--input {directory}: no {name} in it; give the directory that holds train.csv "
+                f"--input {input}: no {name}.csv in it; give the directory that holds train.csv "
                 "and test.csv in the processed form"
             )
     return prepare(
         aliexpress_schema(fractions, numerical_type=numerical_type),
-        {name: open_table(f"{directory}/{name}.csv") for name in ("train", "test")},
+        {name: open_table(file) for name, file in files.items()},
         out=out,
         source="aliexpress, processed form",
         conversion_without_click=conversion_without_click,

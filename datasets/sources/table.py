@@ -1,7 +1,9 @@
 """Any CSV or Parquet table with a user's schema."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from datasets.errors import TableError
 from datasets.filesystem import locate, refuse_existing
 from datasets.labels import ConversionPolicy
 from datasets.manifest import Manifest
@@ -10,7 +12,7 @@ from datasets.progress import ReportProgress, report_nothing
 from datasets.schema import Schema
 from datasets.schema_file import read_schema
 from datasets.source_map import MapSources, map_sources_here
-from datasets.table_reader import open_tables
+from datasets.table_reader import TableFile, open_tables
 
 __all__ = ["prepare_table"]
 
@@ -52,9 +54,12 @@ def prepare_table(
     roles = schema if isinstance(schema, Schema) else read_schema(schema)
     files = {"train": input, "valid": valid, "test": test}
     given = {name: path for name, path in files.items() if path is not None}
+    read = frozenset(roles.columns) - frozenset(roles.drop)
+    tables = {name: open_tables(path, read) for name, path in given.items()}
+    _refuse_shared(tables)
     return prepare(
         roles,
-        {name: open_tables(path) for name, path in given.items()},
+        tables,
         out=out,
         source="table " + ", ".join(Path(path).name for path in given.values()),
         conversion_without_click=conversion_without_click,
@@ -62,3 +67,19 @@ def prepare_table(
         map_sources=map_sources,
         report=report,
     )
+
+
+def _refuse_shared(tables: Mapping[str, Sequence[TableFile]]) -> None:
+    """Refuse a file that is in two splits: what is trained on measures nothing."""
+    options: dict[object, str] = {}
+    for split, files in tables.items():
+        option = "--input" if split == "train" else f"--{split}"
+        for file in files:
+            path = file.location.path
+            place = Path(path).resolve() if file.location.is_local else path
+            other = options.setdefault(place, option)
+            if other != option:
+                raise TableError(
+                    f"{option} {file.name}: is among the files of {other} too; name files for "
+                    f"{other} that hold no other split, by a pattern or a directory of their own"
+                )

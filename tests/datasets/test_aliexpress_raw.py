@@ -10,12 +10,16 @@ import pyarrow as pa
 import pytest
 
 from datasets import (
+    DatasetError,
     Manifest,
     TableError,
+    join_engine,
     open_dataset,
     prepare_aliexpress,
     prepare_aliexpress_raw,
 )
+from datasets.progress import report_nothing
+from datasets.sources.aliexpress_raw import join_aliexpress
 
 USER_CATEGORICALS = [*range(2, 9), 32, 33]
 ITEM_CATEGORICALS = [19, 34, 35, 36, 40, 41, 42]
@@ -109,6 +113,34 @@ def test_raw_and_processed_rows_give_the_same_dataset(
     splits = from_raw.splits
     assert splits["train"].impressions + splits["valid"].impressions == 60
     assert (splits["test"].clicks, splits["test"].conversions) == (8, 4)
+
+
+def test_rows_keep_the_order_of_the_item_file(write: Callable[..., Path], tmp_path: Path) -> None:
+    searches = range(100, 2_100)
+    items = [item_row(search, position, 0) for search in searches for position in range(3)]
+    items = [items[7_919 * place % len(items)] for place in range(len(items))]
+    files: Raw = {}
+    for split in SEARCHES:
+        files |= {f"user_{split}": [user_row(s) for s in searches], f"item_{split}": items}
+    joined = join_aliexpress(write(files), "nl", work=tmp_path, report=report_nothing)
+    found = pa.concat_tables(
+        pa.Table.from_batches([batch.rows]) for batch in joined["train"].batches()
+    )
+    assert found["search_id"].to_pylist() == [row[0] for row in items]
+    expected = [float(row[1]) for row in items]  # column 2, numerical 24
+    assert found["numerical_24"].to_pylist() == pytest.approx(expected)
+
+
+def test_a_join_without_room_is_told(
+    write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(join_engine, "MEMORY_LIMIT", "6MB")
+    items = [item_row(100 + number % 2_000, number, 0) for number in range(6_000)]
+    users = [user_row(search) for search in range(100, 2_100)]
+    files = {f"user_{split}": users for split in SEARCHES}
+    files |= {f"item_{split}": items for split in SEARCHES}
+    with pytest.raises(DatasetError, match=r"joining train: memory or disk do not suffice \(.*Mem"):
+        prepared(write(files), tmp_path / "out")
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])

@@ -369,6 +369,22 @@ def test_many_files_give_the_dataset_of_one(
     assert split_up.files == whole.files
 
 
+@pytest.mark.parametrize("option", ["valid", "test"])
+def test_a_file_that_is_in_two_splits_is_refused(
+    frame: pd.DataFrame, prepared: Callable[..., Manifest], tmp_path: Path, option: str
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in ("train", "held"):
+        frame.to_csv(folder / f"{name}.csv", index=False)
+    (tmp_path / "link.csv").symlink_to(folder / "held.csv")
+    for held in (folder / "held.csv", tmp_path / "link.csv"):
+        with pytest.raises(TableError, match=f"--{option} .*: is among the files of --input too"):
+            prepared(folder, **{option: held})
+    assert not (tmp_path / "out").exists()
+    prepared(f"{folder}/train*", **{option: folder / "held.csv"})
+
+
 def test_a_fault_in_one_of_many_files_is_named_by_its_file_and_row(
     prepared: Callable[..., Manifest], tmp_path: Path, frame: pd.DataFrame
 ) -> None:

@@ -64,6 +64,11 @@ def test_header_alone_gives_no_rows(tmp_path: Path, content: bytes) -> None:
         (b"a,b\n1,\xff\n", "a cell after row 0 is not UTF-8 text; convert the file to UTF-8"),
         (b"\xff\xfea\n", "the header is not UTF-8 text; convert the file to UTF-8"),
         (b"PAR1 but no more", "not readable as Parquet"),
+        (gzip.compress(b"a,b\n1,2\n"), "is compressed by gzip; let its name end in .gz"),
+        (b"PK\x03\x04...", "is a zip archive; unpack it"),
+        (b'a,b\n1,x\n2,"5 inch\n3,y\n', "row 2: the quote that opens column 'b' is not closed"),
+        (b'a,b\n1,x\n2,"5 inch\n3,y', "row 2: the quote that opens column 'b' is not closed"),
+        (b'a,b\n1,"' + b"x" * 200_000 + b'"\n3\n', "not readable as CSV after row 0"),
     ],
 )
 def test_damaged_file_is_refused_in_one_line(tmp_path: Path, content: bytes, message: str) -> None:
@@ -131,3 +136,48 @@ def test_no_file_for_a_directory_or_pattern_is_refused(tmp_path: Path) -> None:
         open_tables(f"{tmp_path}/*.csv")
     with pytest.raises(TableError, match=r"nowhere\.csv: no such file"):
         open_tables(tmp_path / "nowhere.csv")
+
+
+def test_a_last_cell_of_several_lines_is_read(tmp_path: Path) -> None:
+    for end in (b"", b"\n", b"\r\n"):
+        path = csv_file(tmp_path, b'a,b\n1,"two\nlines\n"' + end)
+        assert read(path) == [(1, [{"a": "1", "b": "two\nlines\n"}])]
+
+
+def test_a_truncated_archive_is_told_with_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv.gz"
+    rows = "".join(f"{number},{number * 7919}\n" for number in range(100_000))
+    path.write_bytes(gzip.compress(f"a,b\n{rows}".encode())[:-1_000])
+    with pytest.raises(TableError, match=r"rows\.csv\.gz: not readable as CSV after row"):
+        read(path)
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_columns_that_are_not_wanted_are_not_read(tmp_path: Path, kind: str) -> None:
+    frame = pd.DataFrame({"a": ["1"], "note": ["n"], "b": ["2"], "last": ["x"]})
+    path = tmp_path / f"rows.{kind}"
+    frame.to_csv(path, index=False) if kind == "csv" else frame.to_parquet(path)
+    (table,) = open_tables(path, {"b", "a", "c"})
+    assert table.columns == ("a", "note", "b", "last")
+    assert [batch.rows.to_pylist() for batch in table.batches()] == [[{"a": "1", "b": "2"}]]
+
+
+def test_rows_that_are_there_twice_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"a\n1\n")
+    (tmp_path / "a.csv~").write_bytes(b"a\n0\n")  # an editor's copy
+    assert len(open_tables(tmp_path)) == 1
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"a\n1\n"))
+    with pytest.raises(TableError, match=r"holds a\.csv and a\.csv\.gz, the same rows twice"):
+        open_tables(tmp_path)
+    (tmp_path / "_delta_log").mkdir()
+    with pytest.raises(TableError, match="is a Delta table"):
+        open_tables(tmp_path)
+
+
+def test_files_of_a_uri_are_found_whatever_their_names(tmp_path: Path) -> None:
+    (tmp_path / "part 1%20.csv").write_bytes(b"a\n1\n")
+    uri = tmp_path.as_uri()
+    for given in (uri, f"{uri}/", f"{uri}/part*"):
+        (table,) = open_tables(given)
+        assert table.name == f"{uri}/part 1%20.csv"
+        assert [batch.rows.to_pylist() for batch in table.batches()] == [[{"a": "1"}]]

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from ray.util import remove_placement_group
 from typer.testing import CliRunner
 
 from datasets import TableError, open_dataset, prepare_table
+from tuner import preparation_tasks
 from tuner.cli import app
 from tuner.cluster import connected, free_resources
 from tuner.preparation_tasks import map_sources_on_cluster
@@ -102,3 +104,15 @@ def test_the_cores_are_given_back(
     while free_resources().get("CPU") != before and time.monotonic() < deadline:
         time.sleep(0.1)
     assert free_resources()["CPU"] == before
+
+
+def test_where_not_all_cores_can_be_held_some_are(
+    monkeypatch: pytest.MonkeyPatch, ray_session: None
+) -> None:
+    monkeypatch.setattr(preparation_tasks, "PART_PLACEMENT_WAIT_S", 4.0)
+    free = int(free_resources()["CPU"])
+    group = preparation_tasks._hold_cores(2 * free)
+    try:
+        assert group.bundle_count == free
+    finally:
+        remove_placement_group(group)
