@@ -269,6 +269,8 @@ class StreamedRows:
         """Read the rows window by window, one ahead."""
         order = self._split.stored_order()
         windows = self._split.windows(order, share.start, share.stop, self._window_rows)
+        if not windows:
+            return  # more workers than rows
         with ThreadPoolExecutor(1) as reader:
             ahead = [reader.submit(self._split.read, order, window) for window in windows[:1]]
             for following in [*windows[1:], None]:

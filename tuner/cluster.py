@@ -24,7 +24,6 @@ __all__ = [
     "free_resources",
     "named_once",
     "plan_lanes",
-    "resource_limits",
 ]
 
 NAMESPACE = "pwiser"
@@ -176,14 +175,6 @@ def free_resources() -> dict[str, float]:
     return dict(ray.available_resources())
 
 
-def resource_limits() -> dict[str, float] | None:
-    """What an autoscaler may let the cluster grow to; None where there is none."""
-    from ray._private.state import state  # Ray has no public word for it
-
-    limits: dict[str, float] | None = state.get_max_resources_from_cluster_config()
-    return limits
-
-
 @dataclass(frozen=True, kw_only=True)
 class Lanes:
     """How many lanes there are, and what each worker of one holds."""
@@ -206,8 +197,12 @@ class Lanes:
     def workers_in(self, cpus: float, gpus: float) -> int:
         """Count the workers that so many CPUs and GPUs hold."""
         workers = int(cpus // self.cpus_per_worker)
-        if self.gpus_per_worker:
-            workers = min(workers, int(gpus / self.gpus_per_worker + 1e-9))
+        if self.gpus_per_worker >= 1:
+            workers = min(workers, int(gpus // self.gpus_per_worker))
+        elif self.gpus_per_worker:  # none has parts of two GPUs
+            whole, rest = divmod(gpus, 1.0)
+            per_gpu, in_rest = (int(part / self.gpus_per_worker + 1e-9) for part in (1.0, rest))
+            workers = min(workers, int(whole) * per_gpu + in_rest)
         return workers
 
 
@@ -216,7 +211,6 @@ def plan_lanes(
     nodes: Sequence[Node],
     *,
     free: Mapping[str, float] | None = None,
-    limits: Mapping[str, float] | None = None,
 ) -> Lanes:
     """Fit the lanes of a job to a cluster: each worker has to find room on one node.
 
@@ -225,15 +219,13 @@ def plan_lanes(
         nodes: of the cluster.
         free: what other jobs leave, as `free_resources` gives it; where the job file names no
             number of lanes they are as many as fit there, and at least one.
-        limits: what an autoscaler may add up to; lanes that fit there can wait for their nodes.
 
     Raises:
-        ClusterError: if the lanes asked for can never fit.
+        ClusterError: if the lanes asked for do not fit, and nothing says that nodes will be added.
     """
     gpus_per_worker = settings.gpus_per_worker
     if gpus_per_worker is None:
-        has_gpus = any(node.gpus for node in nodes) or (limits or {}).get("GPU", 0.0)
-        gpus_per_worker = 1.0 if has_gpus else 0.0
+        gpus_per_worker = 1.0 if any(node.gpus for node in nodes) else 0.0
     lanes = Lanes(
         num_lanes=settings.lanes or 1,
         workers_per_lane=settings.workers_per_lane,
@@ -249,8 +241,7 @@ def plan_lanes(
         lanes = replace(lanes, num_lanes=max(unused, 1))
     if lanes.num_lanes <= room:
         return lanes if settings.cpus_per_worker else _share_cores(lanes, nodes, free)
-    growth = lanes.workers_in(limits.get("CPU", 0.0), limits.get("GPU", 0.0)) if limits else 0
-    if lanes.num_lanes > max(room, growth // lanes.workers_per_lane):
+    if not settings.autoscaled:  # Ray does not tell what an autoscaler may add
         raise ClusterError(_no_room(lanes, nodes, room))
     return lanes
 
@@ -297,6 +288,8 @@ def _no_room(lanes: Lanes, nodes: Sequence[Node], room: int) -> str:
             f"a worker needs {lanes.cpus_per_worker} and {lanes.gpus_per_worker:g} on one node)"
         )
     fix = f"set resources.lanes to {room} or less" if room else "ask for less per lane"
+    if len(nodes) > 1 or not largest.cpus:
+        fix += ", or resources.autoscaled to true where nodes are added as they are asked for"
     return (
         f"resources: {lanes.num_lanes} lane(s) of {lanes.workers_per_lane} worker(s) need "
         f"{lanes.num_lanes * lanes.cpus_per_lane} CPUs and "

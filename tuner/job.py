@@ -153,6 +153,23 @@ class ResourceSettings(Settings):
         description="a fraction lets several lanes share a GPU; "
         "one where the cluster has any, else none, where left out",
     )
+    autoscaled: bool = Field(
+        False,
+        description="lanes without room wait for nodes that the cluster adds, instead of being "
+        "refused",
+    )
+
+    @model_validator(mode="after")
+    def _check_gpus(self) -> "ResourceSettings":
+        gpus = self.gpus_per_worker or 0.0
+        if gpus > 1 and not gpus.is_integer():
+            raise ValueError(f"gpus_per_worker {gpus:g} must be a whole number, or below 1")
+        if 0 < gpus < 1 and self.workers_per_lane > 1:
+            raise ValueError(
+                f"gpus_per_worker {gpus:g} puts several workers of a lane on one GPU, where they "
+                "cannot train together; give each a whole one, or set workers_per_lane to 1"
+            )
+        return self
 
 
 class DataSettings(Settings):

@@ -160,7 +160,14 @@ def make_plan(
         for study in studies
     )
     hours = (START_UP_S + work_s) / SECONDS_PER_HOUR
-    notes = ["the time is an upper bound: pruned trials end sooner"] if _prunes(job) else []
+    notes = ["pruned trials end sooner: the search takes less time"] if _prunes(job) else []
+    sizes = [path for path in job.search.space if path.startswith("model.")]
+    sizes += [path for path in job.search.space if path == "training.batch_size"]
+    if sizes:
+        notes.append(
+            f"time and memory are those of the job file's own sizes; {', '.join(sizes)} "
+            "searched upwards take more"
+        )
     if job.budget.hours is not None and hours > job.budget.hours:
         notes.append(f"budget.hours {job.budget.hours:g} would end the search before its trials")
     if fitted is not None and fitted.workers_per_lane > 1:
@@ -183,9 +190,10 @@ def _study_plan(
     splits = dataset.manifest.splits
     num_workers = 1 if lanes is None else lanes.workers_per_lane
     steps = math.ceil(splits["train"].impressions / training.batch_size)
-    num_evaluations = training.epochs * max(round(1 / training.evaluate_every), 1)
+    epochs = _largest(job, "training.epochs", training.epochs)
+    num_evaluations = epochs * max(round(1 / training.evaluate_every), 1)
     work_s = (
-        training.epochs * splits["train"].impressions / probe.train_rate
+        epochs * splits["train"].impressions / probe.train_rate
         + num_evaluations * splits["valid"].impressions / probe.evaluation_rate
     )
     search = StudySearch(Study(dataset=dataset.name, dataset_uri=dataset.uri, model=model), job)
@@ -195,10 +203,18 @@ def _study_plan(
         trials=search.num_trials,
         replicates=2 * job.search.replicates,
         parameters=probe.parameters,
-        steps=training.epochs * steps,
+        steps=epochs * steps,
         trial_s=work_s / num_workers + TRIAL_OVERHEAD_S,
         impressions_per_s=probe.train_rate * num_workers,
     )
+
+
+def _largest(job: Job, path: str, value: int) -> int:
+    """The largest value that a trial may have of a field."""
+    dimension = job.search.space.get(path)
+    if dimension is None:
+        return value
+    return int(max([value, *(dimension.values or (dimension.high,))]))
 
 
 def _lane_plan(

@@ -17,7 +17,6 @@ from tuner.cluster import (
     connected,
     free_resources,
     plan_lanes,
-    resource_limits,
 )
 from tuner.errors import ClusterError
 from tuner.job import Job
@@ -51,11 +50,7 @@ def plan_job(job: Job) -> Plan:
         return _plan(job, datasets, [node], lanes, local_faults(check, node.id), _measure_here)
     with connected():
         nodes = alive_nodes()
-        lanes = _lanes_or_fault(
-            lambda: plan_lanes(
-                job.resources, nodes, free=free_resources(), limits=resource_limits()
-            )
-        )
+        lanes = _lanes_or_fault(lambda: plan_lanes(job.resources, nodes, free=free_resources()))
 
         def measure_there(
             configuration: TrialConfiguration, shape: TableShape, num_workers: int, threads: int

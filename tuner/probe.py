@@ -7,9 +7,9 @@ from itertools import pairwise
 import torch
 
 from datasets.schema import NumericalType
-from trainables.configuration import TrialConfiguration
+from trainables.configuration import TrainingSettings, TrialConfiguration
 from trainables.models import Inputs
-from trainables.training import DeviceImpressions, train
+from trainables.training import DeviceImpressions, TrainingError, train
 from trainables.workers import Workers
 
 __all__ = ["Probe", "TableShape", "measure"]
@@ -84,7 +84,8 @@ def measure(
     torch.set_num_threads(threads)
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
-    as_one_gpu = on_gpu and num_workers == 1
+    if num_workers > 1:
+        _refuse_for_several(configuration.training, on_gpu=on_gpu)
     rows_per_step = max(configuration.training.batch_size // num_workers, 1)
     split = _random_rows(shape, rows_per_step * NUM_STEPS, device)
     short = configuration.replace(
@@ -92,8 +93,7 @@ def measure(
             "training.epochs": NUM_ROUNDS + 1,
             "training.evaluate_every": 1.0,
             "training.batch_size": rows_per_step,
-            "training.cuda_graph": configuration.training.cuda_graph if as_one_gpu else "off",
-            "training.compile": configuration.training.compile and as_one_gpu,
+            "training.cuda_graph": configuration.training.cuda_graph if num_workers == 1 else "off",
         }
     )
     rounds = list(train(short, shape.inputs, split, split, Workers(device=device)))
@@ -111,6 +111,19 @@ def measure(
         device=torch.cuda.get_device_name() if on_gpu else f"CPU, {threads} threads",
         device_total_bytes=torch.cuda.get_device_properties(device).total_memory if on_gpu else 0,
     )
+
+
+def _refuse_for_several(training: TrainingSettings, *, on_gpu: bool) -> None:
+    """Refuse what a lane of several workers would, of which the probe is but one."""
+    if training.compile:
+        raise TrainingError("training.compile: true needs one worker per lane; set it to false")
+    if training.cuda_graph == "on":
+        raise TrainingError("training.cuda_graph: on needs one worker per lane; set it to auto")
+    if training.embedding_optimizer == "sparse" and on_gpu:
+        raise TrainingError(
+            "training.embedding_optimizer: sparse needs gradients that several GPU workers cannot "
+            "add up; set it to dense"
+        )
 
 
 def _random_rows(shape: TableShape, num_rows: int, device: torch.device) -> DeviceImpressions:

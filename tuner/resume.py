@@ -35,7 +35,7 @@ LOCK_FILE = "lock"
 OWN_KEYS = ("search.space.", "model.")
 """Below these the keys are the job's own; another field that a stored job lacks was added later."""
 MAY_GROW = ("search.trials", "search.replicates", "budget.hours", "budget.trial_hours")
-MAY_CHANGE = ("budget.hang_minutes",)
+MAY_CHANGE = ("budget.hang_minutes", "resources.autoscaled")
 
 
 def store_job(job: Job, digests: Mapping[str, str], root: str) -> None:

@@ -10,6 +10,7 @@ from mlflow.tracking import MlflowClient
 from rich.console import Console
 
 from datasets import Dataset, open_dataset
+from datasets.manifest import SplitSummary
 from tuner.cluster import (
     Lanes,
     alive_nodes,
@@ -18,7 +19,6 @@ from tuner.cluster import (
     free_resources,
     named_once,
     plan_lanes,
-    resource_limits,
 )
 from tuner.description import describe_job, is_described, mark_described
 from tuner.errors import JobFileError
@@ -67,24 +67,30 @@ def check_datasets(job: Job) -> dict[str, Dataset]:
                     f"datasets: {uri} has no {split} split; prepare it again with one "
                     "(nothing is ever searched on test)"
                 )
-        valid = splits["valid"]
-        computable = computable_objectives(
-            impressions=valid.impressions, clicks=valid.clicks, conversions=valid.conversions
-        )
-        for objective in job.search.objectives:
-            if objective not in computable:
-                raise JobFileError(
-                    f"search.objective: {objective} cannot be computed on the valid split of "
-                    f"{uri}: {valid.impressions} impressions, {valid.clicks} clicks, "
-                    f"{valid.conversions} conversions; {_choices(computable)}prepare it with a "
-                    "larger valid split or another split seed"
-                )
+        _check_objectives(job, uri, "valid", splits["valid"])
+        if job.search.replicates:
+            _check_objectives(job, uri, "test", splits["test"])
         if dataset.name in datasets:
             raise JobFileError(
                 f"datasets: {uri} and another are both named {dataset.name!r}; names must differ"
             )
         datasets[dataset.name] = dataset
     return datasets
+
+
+def _check_objectives(job: Job, uri: str, split: str, summary: SplitSummary) -> None:
+    computable = computable_objectives(
+        impressions=summary.impressions, clicks=summary.clicks, conversions=summary.conversions
+    )
+    for objective in job.search.objectives:
+        if objective not in computable:
+            without = ", or set search.replicates to 0" if split == "test" else ""
+            raise JobFileError(
+                f"search.objective: {objective} cannot be computed on the {split} split of "
+                f"{uri}: {summary.impressions} impressions, {summary.clicks} clicks, "
+                f"{summary.conversions} conversions; {_choices(computable)}prepare it with a "
+                f"larger {split} split or another split seed{without}"
+            )
 
 
 def _choices(computable: list[Objective]) -> str:
@@ -178,7 +184,7 @@ def _start_ray(job: Job, session: ExitStack, *, verbose: bool) -> ray.actor.Acto
 def _check_cluster(job: Job, datasets: dict[str, Dataset], tracking_uri: str) -> Lanes:
     """Fit the lanes; on a cluster of somebody else's, look whether its nodes can do their part."""
     nodes = alive_nodes()
-    lanes = plan_lanes(job.resources, nodes, free=free_resources(), limits=resource_limits())
+    lanes = plan_lanes(job.resources, nodes, free=free_resources())
     if cluster_address():
         check_nodes(job_check(job, datasets, tracking_uri), nodes)
     return lanes

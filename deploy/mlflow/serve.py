@@ -38,7 +38,8 @@ def main() -> None:
     commands.main(["upgrade", os.environ["MLFLOW_BACKEND_STORE_URI"]], standalone_mode=False)
     os.environ["MLFLOW_AUTH_CONFIG_PATH"] = str(write_auth_config())
     os.environ.setdefault("MLFLOW_HOST", "0.0.0.0")
-    os.environ.setdefault("MLFLOW_PORT", "5000")
+    if not os.environ.get("MLFLOW_PORT", "").isdigit():  # Kubernetes sets it to tcp://HOST:PORT
+        os.environ["MLFLOW_PORT"] = "5000"
     command = [sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth"]
     os.execv(command[0], command)
 

@@ -125,6 +125,11 @@ def test_chunks_are_the_rows_as_they_are_stored(held: MakeRows, streamed: MakeRo
     assert torch.equal(torch.cat([part.clicks_N for part in parts]), whole.clicks_N[share])
 
 
+def test_a_worker_without_a_share_has_no_chunks(held: MakeRows, streamed: MakeRows) -> None:
+    for rows in (held("train"), streamed("train")):
+        assert list(rows.chunks(slice(7, 7), 16_384)) == []
+
+
 def test_a_streamed_evaluation_equals_one_in_memory(held: MakeRows, streamed: MakeRows) -> None:
     configuration = TrialConfiguration.create(
         "shared_bottom", {"embedding_dim": 4, "bottom_units": [8]}

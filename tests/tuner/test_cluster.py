@@ -42,12 +42,10 @@ def refusal(settings: dict[str, Any], *sizes: tuple[float, float], **known: Any)
         ({"workers_per_lane": 2, "cpus_per_worker": 4}, 16, 4, lanes(2, 2, 4, 1.0)),
         ({"gpus_per_worker": 0}, 16, 4, lanes(16)),
         ({"gpus_per_worker": 0.1}, 16, 1, lanes(10, gpus=0.1)),
-        (
-            {"gpus_per_worker": 0.5, "workers_per_lane": 2},
-            16,
-            2,
-            lanes(2, workers=2, cpus=4, gpus=0.5),
-        ),
+        ({"gpus_per_worker": 0.5}, 16, 2, lanes(4, cpus=4, gpus=0.5)),
+        ({"gpus_per_worker": 0.6}, 16, 2, lanes(2, cpus=4, gpus=0.6)),
+        ({"gpus_per_worker": 0.34}, 16, 2, lanes(4, cpus=4, gpus=0.34)),
+        ({"gpus_per_worker": 2}, 16, 5, lanes(2, cpus=4, gpus=2.0)),
     ],
 )
 def test_as_many_lanes_as_the_cluster_holds(
@@ -121,27 +119,22 @@ def test_free_gpus_bound_the_default_number_too() -> None:
 def test_a_number_that_fits_when_other_jobs_end_is_never_refused() -> None:
     settings = ResourceSettings(lanes=8)
     assert plan_lanes(settings, nodes((4, 0), (4, 0)), free={}) == lanes(8)
-    assert refusal({"lanes": 9}, (4, 0), (4, 0), free={"CPU": 8.0}).endswith(
-        "; set resources.lanes to 8 or less"
+    assert "; set resources.lanes to 8 or less, or" in refusal(
+        {"lanes": 9}, (4, 0), (4, 0), free={"CPU": 8.0}
     )
 
 
 def test_what_an_autoscaler_may_add_can_be_waited_for() -> None:
-    limits = {"CPU": 32.0, "GPU": 4.0}
-    empty_head = nodes((0, 0))
-    assert plan_lanes(ResourceSettings(lanes=4), empty_head, limits=limits) == lanes(4, gpus=1.0)
-    assert plan_lanes(ResourceSettings(), empty_head, limits=limits) == lanes(1, gpus=1.0)
-    assert plan_lanes(
-        ResourceSettings(lanes=8, workers_per_lane=2, cpus_per_worker=2, gpus_per_worker=0),
-        nodes((4, 0)),
-        limits=limits,
-    ) == lanes(8, 2, 2)
-
-
-def test_what_is_beyond_an_autoscalers_limits_is_refused() -> None:
-    assert refusal({"lanes": 5}, (2, 0), limits={"CPU": 4.0}) == (
-        "resources: 5 lane(s) of 1 worker(s) need 5 CPUs and 0 GPUs, the cluster has 2 and 0; "
-        "set resources.lanes to 2 or less"
+    with_gpus = ResourceSettings(lanes=4, gpus_per_worker=1, autoscaled=True)
+    assert plan_lanes(with_gpus, nodes((0, 0))) == lanes(4, gpus=1.0)
+    assert plan_lanes(ResourceSettings(autoscaled=True), nodes((0, 0))) == lanes(1)
+    settings = ResourceSettings(
+        lanes=8, workers_per_lane=2, cpus_per_worker=2, gpus_per_worker=0, autoscaled=True
+    )
+    assert plan_lanes(settings, nodes((4, 0))) == lanes(8, 2, 2)
+    assert refusal({"gpus_per_worker": 1}, (0, 0)).endswith(
+        "ask for less per lane, or resources.autoscaled to true where nodes are added as they are "
+        "asked for"
     )
 
 
@@ -198,4 +191,5 @@ def test_lanes_that_do_not_fit_are_refused(
     ],
 )
 def test_of_several_nodes_the_largest_is_named(settings: dict[str, Any], message: str) -> None:
-    assert refusal(settings, (3, 0), (3, 0)) == message
+    growing = ", or resources.autoscaled to true where nodes are added as they are asked for"
+    assert refusal(settings, (3, 0), (3, 0)) == message + growing

@@ -144,6 +144,7 @@ def test_a_job_needs_no_more_than_a_name_and_datasets(read: Callable[[str], Job]
             "workers_per_lane": 1,
             "cpus_per_worker": None,
             "gpus_per_worker": None,
+            "autoscaled": False,
         },
         "data": {"mode": "auto", "buffer_mib": 512},
         "budget": {"hours": None, "trial_hours": None, "hang_minutes": 30.0},
@@ -185,7 +186,8 @@ def test_every_key_can_be_set(read: Callable[[str], Job]) -> None:
             "lanes": 2,
             "workers_per_lane": 3,
             "cpus_per_worker": 4,
-            "gpus_per_worker": 0.5,
+            "gpus_per_worker": 2.0,
+            "autoscaled": True,
         },
         "budget": {"hours": 1.5},
         "tracking": {"uri": "http://mlflow:5000"},
@@ -244,6 +246,15 @@ A_MAPPING = "must be a mapping of keys to values (leave it out for the defaults)
         ("models: [':Net']", f"models: ':Net' is no model; {MODEL_NAMES}"),
         ("models: ['math:']", f"models: 'math:' is no model; {MODEL_NAMES}"),
         ("models: []", "models: must not be empty, got []"),
+        (
+            "resources: {gpus_per_worker: 1.5}",
+            "resources: gpus_per_worker 1.5 must be a whole number, or below 1",
+        ),
+        (
+            "resources: {gpus_per_worker: 0.5, workers_per_lane: 2}",
+            "resources: gpus_per_worker 0.5 puts several workers of a lane on one GPU, where they "
+            "cannot train together; give each a whole one, or set workers_per_lane to 1",
+        ),
         ("models: [ple, ple]", "models: 'ple' is named twice; names must differ"),
         ("models: ple", "models: must be a list, got 'ple'"),
         (

@@ -219,8 +219,30 @@ def test_a_model_that_could_not_be_measured_leaves_the_rest_of_the_plan(
 def test_a_budget_that_ends_the_search_early_and_pruning_are_noted(tiny_dataset: Dataset) -> None:
     assert plan(tiny_dataset, lanes(2), budget={"hours": 1_000}).notes == ()
     assert plan(tiny_dataset, lanes(2), budget={"hours": 0.001}, search={}).notes == (
-        "the time is an upper bound: pruned trials end sooner",
+        "pruned trials end sooner: the search takes less time",
         "budget.hours 0.001 would end the search before its trials",
+    )
+
+
+def test_searched_epochs_count_at_their_largest_and_searched_sizes_are_noted(
+    tiny_dataset: Dataset,
+) -> None:
+    def searched(**space: dict[str, Any]) -> Plan:
+        found = {name.replace("__", "."): dimension for name, dimension in space.items()}
+        search = {"pruner": "none", "replicates": 0, "space": found}
+        return plan(tiny_dataset, lanes(1), training={"epochs": 2}, search=search)
+
+    (two,) = searched(loss__alpha={"low": 0.0, "high": 1.0}).studies
+    for epochs in ({"low": 1, "high": 6}, {"values": [1, 6]}):
+        (six,) = searched(training__epochs=epochs).studies
+        assert six.steps == 3 * two.steps
+        assert six.trial_s > 2 * two.trial_s
+    sizes = searched(
+        model__num_experts={"low": 2, "high": 8}, training__batch_size={"values": [64]}
+    )
+    assert sizes.notes == (
+        "time and memory are those of the job file's own sizes; model.num_experts, "
+        "training.batch_size searched upwards take more",
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from datasets import Dataset
@@ -121,6 +122,25 @@ def test_a_model_that_cannot_be_trained_is_an_obstacle(
         "tiny/broken_model:Broken: the probe failed (RuntimeError: no such layer)",
     )
     assert (found.studies, found.lanes) == ((), None)
+
+
+@pytest.mark.parametrize(
+    ("training", "workers", "reason"),
+    [
+        ({"compile": True}, 1, "training.compile: true needs a GPU and one worker per lane"),
+        ({"cuda_graph": "on"}, 1, "training.cuda_graph: on needs a GPU, one worker per lane"),
+        ({"compile": True}, 2, "training.compile: true needs one worker per lane"),
+        ({"cuda_graph": "on"}, 2, "training.cuda_graph: on needs one worker per lane"),
+    ],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU can do it")
+def test_training_that_the_lanes_cannot_do_is_an_obstacle(
+    tiny_dataset: Dataset, tmp_path: Path, training: dict[str, Any], workers: int, reason: str
+) -> None:
+    resources = {"lanes": 1, "workers_per_lane": workers}
+    content = settings(tiny_dataset, tmp_path, training=training, resources=resources)
+    found = plan_job(Job.model_validate(content))
+    assert any(reason in obstacle for obstacle in found.obstacles), found.obstacles
 
 
 @pytest.mark.parametrize("name", ["PWISER_ADDRESS", "RAY_ADDRESS"])

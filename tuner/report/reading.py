@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter, defaultdict
+from itertools import chain
 from typing import Any
 
 from mlflow.entities import Run
@@ -73,7 +74,7 @@ class StudyReport(BaseModel):
         winner: number of its best trial; None where there is none yet.
         curves: the score at each evaluation's step, of the baseline and of the winner.
         states: how many trials ended how.
-        hours: that lanes were with its trials.
+        hours: that lanes were with its trials and replicates.
         evidence: what its replicates show on test; None where there are none.
         seed: of its trials' weights and order of the data.
     """
@@ -151,12 +152,21 @@ def read_report(client: MlflowClient, job: str) -> JobReport:
         trials[run.data.tags["pwiser.study"]].append(run)
     runs = sorted(search_all(client, experiment_id, "study"), key=lambda run: run.info.start_time)
     winners, evidence = find_winners(client, job), read_evidence(client, job)
+    replicates: dict[str, list[Run]] = defaultdict(list)
+    for run in search_all(client, experiment_id, "replicate"):
+        replicates[run.data.tags["pwiser.study"]].append(run)
     studies = tuple(
-        _study(client, run, trials[run.data.tags["pwiser.study"]], evidence)
+        _study(
+            client,
+            run,
+            trials[run.data.tags["pwiser.study"]],
+            replicates[run.data.tags["pwiser.study"]],
+            evidence,
+        )
         for run in runs
         if trials[run.data.tags["pwiser.study"]]
     )
-    everything = [*all_trials, *search_all(client, experiment_id, "replicate")]
+    everything = [*all_trials, *chain(*replicates.values())]
     ends = [run.info.end_time for run in everything if run.info.end_time]
     begun = min(run.info.start_time for run in everything)
     return JobReport(
@@ -178,7 +188,11 @@ def _job_file(client: MlflowClient, job: str) -> str:
 
 
 def _study(
-    client: MlflowClient, run: Run, trials: list[Run], evidence: dict[str, dict[str, Evidence]]
+    client: MlflowClient,
+    run: Run,
+    trials: list[Run],
+    replicates: list[Run],
+    evidence: dict[str, dict[str, Evidence]],
 ) -> StudyReport:
     tags = run.data.tags
     objectives = objectives_of(run)
@@ -196,7 +210,7 @@ def _study(
         winner=None if winner is None else winner.number,
         curves={name: _curve(client, row.run_id) for name, row in shown.items() if row is not None},
         states=dict(Counter(row.state for row in rows)),
-        hours=sum(row.hours for row in rows),
+        hours=sum(_hours(found) for found in [*trials, *replicates]),
         lanes=int(tags.get(LANES_TAG, 1)),
         seed=configuration["training"]["seed"],
         evidence=evidence.get(tags["pwiser.dataset"], {}).get(tags["pwiser.model"]),
@@ -208,7 +222,6 @@ def _trial(run: Run, objectives: tuple[Any, ...]) -> TrialRow:
     tags, logged = run.data.tags, run.data.metrics
     metrics: Metrics = {name: logged.get(f"best/{name}") for name in METRICS}
     score = logged.get("best/objective")
-    seconds = sum(logged.get(name, 0.0) for name in SECONDS_METRICS)
     return TrialRow(
         number=int(tags["pwiser.trial"]),
         state=tags.get("pwiser.state", "running"),
@@ -216,10 +229,15 @@ def _trial(run: Run, objectives: tuple[Any, ...]) -> TrialRow:
         score=score,
         values=() if score is None else objective_values(metrics, objectives),
         metrics=metrics,
-        hours=seconds / SECONDS_PER_HOUR,
+        hours=_hours(run),
         failure=tags.get("pwiser.failure"),
         run_id=run.info.run_id,
     )
+
+
+def _hours(run: Run) -> float:
+    """Hours that a lane was with a trial or replicate."""
+    return sum(run.data.metrics.get(name, 0.0) for name in SECONDS_METRICS) / SECONDS_PER_HOUR
 
 
 def _curve(client: MlflowClient, run_id: str) -> tuple[tuple[int, float], ...]:
