@@ -65,5 +65,5 @@ def waiting_line(lanes: Lanes, num_up: int, free: Mapping[str, float]) -> str:
     return (
         f"{lanes.num_lanes - num_up} of {lanes.num_lanes} lanes are not up yet: each of their "
         f"{lanes.workers_per_lane} worker(s) needs {needs} on one node, free on the cluster are "
-        f"{has}; the others go on"
+        f"{has}{'; the others go on' if num_up else ''}"
     )

@@ -24,7 +24,7 @@ def test_gpus_are_told_where_lanes_need_them() -> None:
     lanes = Lanes(num_lanes=2, workers_per_lane=1, cpus_per_worker=1, gpus_per_worker=0.5)
     assert waiting_line(lanes, 0, {"CPU": 2.0, "GPU": 0.25}) == (
         "2 of 2 lanes are not up yet: each of their 1 worker(s) needs 1 CPUs and 0.5 GPUs on one "
-        "node, free on the cluster are 2 CPUs and 0.25 GPUs; the others go on"
+        "node, free on the cluster are 2 CPUs and 0.25 GPUs"
     )
 
 

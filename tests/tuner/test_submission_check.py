@@ -164,6 +164,26 @@ def test_a_dataset_without_a_test_split_is_refused(tiny_dataset: Dataset, tmp_pa
     )
 
 
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_an_objective_that_a_split_cannot_show_is_refused(
+    tiny_dataset: Dataset, tmp_path: Path, split: str
+) -> None:
+    without = tmp_path / "without"
+    copytree(tiny_dataset.uri, without)
+    manifest = tiny_dataset.manifest
+    summary = manifest.splits[split].model_copy(update={"conversions": 0})
+    splits = dict(manifest.splits) | {split: summary}
+    content = manifest.model_copy(update={"splits": splits}).model_dump_json()
+    (without / "manifest.json").write_text(content)
+    said = refusal(datasets=[str(without)])
+    assert said.startswith(
+        f"us.yaml: search.objective: mean_auc cannot be computed on the {split} split of {without}"
+    )
+    assert ("search.replicates to 0" in said) == (split == "test")
+    if split == "test":
+        check(datasets=[str(without)], search={"replicates": 0})
+
+
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
     """A real MLflow server with basic authentication: its address and its password."""
