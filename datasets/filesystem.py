@@ -18,6 +18,7 @@ from datasets.errors import DatasetError, OutputExistsError
 __all__ = [
     "HashingSink",
     "Location",
+    "join",
     "locate",
     "refuse_existing",
     "split_query",
@@ -102,6 +103,12 @@ def split_query(uri: str) -> tuple[str, str]:
         return uri, ""
     place, mark, query = uri.partition("?")
     return place, mark + query
+
+
+def join(uri: str, *parts: str) -> str:
+    """Name something below a directory; a URI's query stays at its end."""
+    directory, query = split_query(uri)
+    return "/".join([directory.rstrip("/"), *parts]) + query
 
 
 class HashingSink:

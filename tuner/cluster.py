@@ -194,6 +194,11 @@ class Lanes:
         """GPUs that one lane holds."""
         return self.workers_per_lane * self.gpus_per_worker
 
+    @property
+    def workers_per_gpu(self) -> int:
+        """Workers that share a GPU; 1 where each has one or more, or none."""
+        return int(1.0 / self.gpus_per_worker + 1e-9) if 0 < self.gpus_per_worker < 1 else 1
+
     def workers_in(self, cpus: float, gpus: float) -> int:
         """Count the workers that so many CPUs and GPUs hold."""
         workers = int(cpus // self.cpus_per_worker)
@@ -201,8 +206,8 @@ class Lanes:
             workers = min(workers, int(gpus // self.gpus_per_worker))
         elif self.gpus_per_worker:  # none has parts of two GPUs
             whole, rest = divmod(gpus, 1.0)
-            per_gpu, in_rest = (int(part / self.gpus_per_worker + 1e-9) for part in (1.0, rest))
-            workers = min(workers, int(whole) * per_gpu + in_rest)
+            in_rest = int(rest / self.gpus_per_worker + 1e-9)
+            workers = min(workers, int(whole) * self.workers_per_gpu + in_rest)
         return workers
 
 

@@ -274,8 +274,7 @@ def _memory_obstacles(plan: LanePlan, nodes: Sequence[Node]) -> list[str]:
         gpus_per_worker=plan.gpus_per_worker,
     )
     obstacles = []
-    per_gpu = int(1 / plan.gpus_per_worker) if 0 < plan.gpus_per_worker < 1 else 1
-    per_gpu = min(per_gpu, plan.lanes * plan.workers_per_lane)
+    per_gpu = min(lanes.workers_per_gpu, plan.lanes * plan.workers_per_lane)
     if plan.device_total_bytes and per_gpu * plan.device_bytes > plan.device_total_bytes:
         obstacles.append(
             f"a GPU: {per_gpu} workers of {plan.device_bytes // MIB} MiB need "

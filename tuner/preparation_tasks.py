@@ -6,6 +6,7 @@ merging and the writing, which stay with the caller: the dataset is the same, to
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import TypeVar
 
@@ -52,25 +53,28 @@ def _results(stream: "Iterable[ray.ObjectRef[Result]]") -> Iterator[Result]:
         yield result
 
 
-def _hold_cores(wanted: int) -> PlacementGroup:
+@contextmanager
+def _held_cores(wanted: int) -> Iterator[PlacementGroup]:
     """Hold as many cores, or half as many, and so on: a core may be free in halves on two nodes.
 
     Raises:
         ClusterError: if no core is free within a minute.
     """
-    for num_cores in (wanted >> halved for halved in range(wanted.bit_length() - 1)):
-        group = placement_group([{"CPU": 1}] * num_cores, strategy="SPREAD")
-        if group.wait(PART_PLACEMENT_WAIT_S):
-            return group
+    group = placement_group([{"CPU": 1}] * max(wanted, 1), strategy="SPREAD")
+    try:
+        while not group.wait(
+            PLACEMENT_WAIT_S if group.bundle_count == 1 else PART_PLACEMENT_WAIT_S
+        ):
+            if group.bundle_count == 1:
+                raise ClusterError(
+                    f"cluster: no core was free within {PLACEMENT_WAIT_S:.0f} s; wait for its "
+                    "jobs, or prepare without --ray"
+                )
+            remove_placement_group(group)
+            group = placement_group([{"CPU": 1}] * (group.bundle_count // 2), strategy="SPREAD")
+        yield group
+    finally:
         remove_placement_group(group)
-    group = placement_group([{"CPU": 1}])
-    if group.wait(PLACEMENT_WAIT_S):
-        return group
-    remove_placement_group(group)
-    raise ClusterError(
-        f"cluster: no core was free within {PLACEMENT_WAIT_S:.0f} s; wait for its jobs, or "
-        "prepare without --ray"
-    )
 
 
 def map_sources_on_cluster(
@@ -84,9 +88,7 @@ def map_sources_on_cluster(
     Raises:
         ClusterError: if no core is free within a minute.
     """
-    group = _hold_cores(min(int(free_resources().get("CPU", 0)), len(sources)))
-    num_tasks = group.bundle_count
-    try:
+    with _held_cores(min(int(free_resources().get("CPU", 0)), len(sources))) as group:
         task = ray.remote(_read).options(
             num_cpus=1,
             num_returns="streaming",
@@ -95,9 +97,9 @@ def map_sources_on_cluster(
         )
         shared = ray.put(function)  # it may hold the vocabularies: once, not per task
         waiting = iter(sources)
-        streams = deque(task.remote(shared, source) for source in islice(waiting, num_tasks))
+        streams = deque(
+            task.remote(shared, source) for source in islice(waiting, group.bundle_count)
+        )
         while streams:
             yield _results(streams.popleft())
             streams.extend(task.remote(shared, source) for source in islice(waiting, 1))
-    finally:
-        remove_placement_group(group)

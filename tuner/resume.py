@@ -18,7 +18,7 @@ from tuner.job import Job
 from tuner.messages import Report, Seconds
 from tuner.records import STARTED_TAG, record_id
 from tuner.results import METRICS, search_all
-from tuner.storage import child_names, join, local_path, upload
+from tuner.storage import exists, join, local_path, upload
 from tuner.study import PastTrial, TrialState
 from tuner.tracking import SECONDS_METRICS
 
@@ -62,12 +62,12 @@ def check_unchanged(job: Job, digests: Mapping[str, str], root: str) -> None:
         JobFileError: naming every field that differs.
         StorageError: if what the job was cannot be read.
     """
-    if JOB_FILE not in child_names(root):
+    stored = join(root, JOB_FILE)
+    if not exists(stored):
         raise JobFileError(
             f"storage: job {job.name!r} has trials in the tracking store, but none of its files "
             f"is in {root}; name the storage that it was begun with, or archive it with --fresh"
         )
-    stored = join(root, JOB_FILE)
     try:
         begun = json.loads(locate(stored).read_bytes())
     except (OSError, ValueError) as error:

@@ -17,7 +17,7 @@ from tenacity import (
 )
 
 from datasets import DatasetError
-from datasets.filesystem import Location, locate, split_query
+from datasets.filesystem import Location, join, locate, split_query
 from tuner.errors import StorageError
 
 __all__ = [
@@ -61,12 +61,6 @@ def local_path(uri: str) -> Path | None:
     """The local path that a URI names; None for a remote one."""
     location = _locate(uri)
     return Path(location.path) if location.is_local else None
-
-
-def join(uri: str, *parts: str) -> str:
-    """Name something below a directory; a URI's query stays at its end."""
-    directory, query = split_query(uri)
-    return "/".join([directory.rstrip("/"), *parts]) + query
 
 
 def parent(uri: str, levels: int) -> str:

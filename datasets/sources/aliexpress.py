@@ -10,7 +10,7 @@ damaged file, and is refused.
 from pathlib import Path
 
 from datasets.errors import TableError
-from datasets.filesystem import locate, refuse_existing, split_query, working_directory
+from datasets.filesystem import join, locate, refuse_existing, working_directory
 from datasets.labels import ConversionPolicy
 from datasets.manifest import Manifest
 from datasets.preparation import prepare
@@ -86,8 +86,7 @@ def prepare_aliexpress(
     """
     refuse_existing(locate(out), shown=str(out))
     fractions = carved_from_train(valid_fraction, split_seed)
-    directory, query = split_query(str(input))
-    files = {name: f"{directory.rstrip('/')}/{name}.csv{query}" for name in ("train", "test")}
+    files = {name: join(str(input), f"{name}.csv") for name in ("train", "test")}
     for name, file in files.items():
         if not locate(file).is_file():
             raise TableError(

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from ray.util import remove_placement_group
 from typer.testing import CliRunner
 
 from datasets import TableError, open_dataset, prepare_table
@@ -111,8 +110,5 @@ def test_where_not_all_cores_can_be_held_some_are(
 ) -> None:
     monkeypatch.setattr(preparation_tasks, "PART_PLACEMENT_WAIT_S", 4.0)
     free = int(free_resources()["CPU"])
-    group = preparation_tasks._hold_cores(2 * free)
-    try:
+    with preparation_tasks._held_cores(2 * free) as group:
         assert group.bundle_count == free
-    finally:
-        remove_placement_group(group)

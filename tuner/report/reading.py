@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter, defaultdict
-from itertools import chain
+from collections.abc import Iterable
 from typing import Any
 
 from mlflow.entities import Run
@@ -144,17 +144,14 @@ def read_report(client: MlflowClient, job: str) -> JobReport:
         JobNotFoundError: if the job is unknown, or has no trial yet.
     """
     experiment_id = find_experiment(client, job).experiment_id
-    trials: dict[str, list[Run]] = defaultdict(list)
     all_trials = search_all(client, experiment_id, "trial")
     if not all_trials:
         raise JobNotFoundError(f"job {job!r}: has no trial yet; wait for its first one")
-    for run in all_trials:
-        trials[run.data.tags["pwiser.study"]].append(run)
+    trials = _by_study(all_trials)
     runs = sorted(search_all(client, experiment_id, "study"), key=lambda run: run.info.start_time)
     winners, evidence = find_winners(client, job), read_evidence(client, job)
-    replicates: dict[str, list[Run]] = defaultdict(list)
-    for run in search_all(client, experiment_id, "replicate"):
-        replicates[run.data.tags["pwiser.study"]].append(run)
+    all_replicates = search_all(client, experiment_id, "replicate")
+    replicates = _by_study(all_replicates)
     studies = tuple(
         _study(
             client,
@@ -166,7 +163,7 @@ def read_report(client: MlflowClient, job: str) -> JobReport:
         for run in runs
         if trials[run.data.tags["pwiser.study"]]
     )
-    everything = [*all_trials, *chain(*replicates.values())]
+    everything = [*all_trials, *all_replicates]
     ends = [run.info.end_time for run in everything if run.info.end_time]
     begun = min(run.info.start_time for run in everything)
     return JobReport(
@@ -177,6 +174,13 @@ def read_report(client: MlflowClient, job: str) -> JobReport:
         results=job_result(client, job, winners, evidence) if winners else None,
         hours=(max(ends) - begun) / MS_PER_HOUR if ends else 0.0,
     )
+
+
+def _by_study(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    found: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        found[run.data.tags["pwiser.study"]].append(run)
+    return found
 
 
 def _job_file(client: MlflowClient, job: str) -> str:
