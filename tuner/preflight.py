@@ -5,6 +5,7 @@ trials that fail or lanes that hang.
 """
 
 import secrets
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -71,21 +72,45 @@ def check_nodes(check: NodeCheck, nodes: Sequence[Node]) -> None:
 
 
 def node_faults(check: NodeCheck, nodes: Sequence[Node]) -> list[str]:
-    """Run the check on every node at once, within a minute; a line for each that fails."""
-    task = ray.remote(num_cpus=0, max_retries=0)(local_faults)
-    references = {
-        task.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)
-        ).remote(check, node.id): node
-        for node in nodes
-    }
-    done, _ = ray.wait(list(references), num_returns=len(references), timeout=NODE_TIMEOUT_S)
+    """Run the check on every node at once, within a minute; a line for each that fails.
+
+    A node where Ray could not run it to its end is asked once more: a worker process that dies as
+    it starts says nothing of the node.
+    """
+    deadline = time.monotonic() + NODE_TIMEOUT_S
+    answers = _ask(check, nodes, deadline)
+    answers |= _ask(
+        check, [node for node in nodes if isinstance(answers[node.id], Exception)], deadline
+    )
     faults = []
-    for reference, node in references.items():
-        reasons = _result(reference) if reference in done else [_no_answer(NODE_TIMEOUT_S)]
+    for node in nodes:
+        answer = answers[node.id]
+        reasons = [_reason(answer)] if isinstance(answer, Exception) else answer
         if reasons:
             faults.append(f"node {node.address}: {', '.join(reasons)}")
     return faults
+
+
+def _ask(
+    check: NodeCheck, nodes: Sequence[Node], deadline: float
+) -> dict[str, list[str] | Exception]:
+    """What is wrong with each node, by its id, or what kept Ray from finding out."""
+    task = ray.remote(num_cpus=0, max_retries=0)(local_faults)
+    references = {
+        node.id: task.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)
+        ).remote(check, node.id)
+        for node in nodes
+    }
+    done, _ = ray.wait(
+        list(references.values()),
+        num_returns=max(len(references), 1),
+        timeout=max(deadline - time.monotonic(), 0.0),
+    )
+    return {
+        node_id: _result(reference) if reference in done else [_no_answer(NODE_TIMEOUT_S)]
+        for node_id, reference in references.items()
+    }
 
 
 def local_faults(check: NodeCheck, node_id: str) -> list[str]:
@@ -146,11 +171,11 @@ def _tracking_fault(uri: str) -> None:
     connect(uri)
 
 
-def _result(reference: "ray.ObjectRef[list[str]]") -> list[str]:
+def _result(reference: "ray.ObjectRef[list[str]]") -> list[str] | Exception:
     try:
         faults: list[str] = ray.get(reference)
     except Exception as error:  # noqa: BLE001 - a node without our code fails in many ways
-        return [_reason(error)]
+        return error
     return faults
 
 

@@ -212,8 +212,8 @@ def test_two_jobs_share_the_cluster(cluster: Cluster, dataset: str) -> None:
     jobs = [cluster.write_job(name, resources=resources) for name in ("left", "right")]
     ids = [cluster.done("submit", job).strip() for job in jobs]
     for job_id in ids:
-        cluster.done("logs", job_id, "-f", timeout=600)
-        assert cluster.status(job_id)["job"]["state"] == "succeeded"
+        log = cluster.done("logs", job_id, "-f", timeout=600)
+        assert cluster.status(job_id)["job"]["state"] == "succeeded", log
     left, right = runs(cluster, "left"), runs(cluster, "right")
     for trials in (left, right):
         assert [run["status"] for run in trials] == ["FINISHED"] * 6

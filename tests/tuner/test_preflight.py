@@ -3,8 +3,11 @@ import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
+import psutil
 import pytest
 import ray
 
@@ -31,6 +34,37 @@ def away() -> Iterator[str]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+class FirstCallerDies(BaseHTTPRequestHandler):
+    """Kills the process that checks the node at its first request, and knows nothing at others."""
+
+    killed: list[int]
+
+    def do_POST(self) -> None:
+        checking = [
+            process
+            for process in psutil.Process().children(recursive=True)
+            if process.name().startswith("ray::local_fault")
+        ]
+        if not self.killed:
+            self.killed.extend(process.pid for process in checking)
+            for process in checking:
+                process.kill()
+        else:
+            self.send_error(404)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
+        pass
+
+
+@pytest.fixture
+def first_caller_dies() -> Iterator[HTTPServer]:
+    FirstCallerDies.killed = []
+    with HTTPServer(("127.0.0.1", 0), FirstCallerDies) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
 
 
 def in_the_way(directory: Path) -> str:
@@ -151,6 +185,15 @@ class TestOnRay:
             "'pwiser data prepare' or 'pwiser data synth'); mend or remove that node and start "
             "the job again"
         )
+
+    def test_a_check_that_died_is_run_once_more(
+        self, ray_session: None, check: NodeCheck, first_caller_dies: HTTPServer
+    ) -> None:
+        tracking = f"http://127.0.0.1:{first_caller_dies.server_port}"
+        (fault,) = node_faults(replace(check, tracking=tracking), alive_nodes())
+        assert len(FirstCallerDies.killed) == 1
+        assert f": MLflow cannot be used (tracking.uri {tracking}: " in fault
+        assert "404" in fault
 
     def test_a_node_that_is_gone_is_named_beside_those_that_pass(
         self, ray_session: None, check: NodeCheck
