@@ -54,6 +54,7 @@ class SubmittedJob(BaseModel):
         submitted: when; None where Ray does not know yet.
         ended: when its driver ended; None while it has not.
         exit_code: of the driver; None while it runs, and where it was killed.
+        reason: why Ray ended it, where the driver did not end by itself; None else.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -64,6 +65,7 @@ class SubmittedJob(BaseModel):
     submitted: datetime | None
     ended: datetime | None
     exit_code: int | None
+    reason: str | None
 
 
 class JobStatus(BaseModel):
@@ -310,13 +312,16 @@ class Client:
 
 
 def _submitted(details: JobDetails) -> SubmittedJob:
+    state = JobState(details.status.value.lower())
+    killed = state is JobState.FAILED and details.driver_exit_code is None
     return SubmittedJob(
         id=details.submission_id,
         name=details.metadata["pwiser.job"],
-        state=JobState(details.status.value.lower()),
+        state=state,
         submitted=_time(details.start_time),
         ended=_time(details.end_time),
         exit_code=details.driver_exit_code,
+        reason=" ".join((details.message or "").split()) or None if killed else None,
     )
 
 

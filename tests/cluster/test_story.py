@@ -213,7 +213,8 @@ def test_two_jobs_share_the_cluster(cluster: Cluster, dataset: str) -> None:
     ids = [cluster.done("submit", job).strip() for job in jobs]
     for job_id in ids:
         log = cluster.done("logs", job_id, "-f", timeout=600)
-        assert cluster.status(job_id)["job"]["state"] == "succeeded", log
+        found = cluster.status(job_id)["job"]
+        assert found["state"] == "succeeded", f"{found}\n{log}"
     left, right = runs(cluster, "left"), runs(cluster, "right")
     for trials in (left, right):
         assert [run["status"] for run in trials] == ["FINISHED"] * 6

@@ -323,6 +323,38 @@ def assert_the_commands_say_the_same(
         )
 
 
+def test_a_driver_that_ray_lost_is_told_with_the_reason(head: Head, tiny_dataset: Dataset) -> None:
+    client = Client(head.address)
+    slow = head.directory / "slow"
+    slow.touch()
+    job_id = client.submit(head.write_job("lost", tiny_dataset), working_dir=head.modules)
+    follow_until_ended(client, job_id, 1)
+    slow.unlink()
+    assert client.status(job_id).job.reason is None
+    supervisors = [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if " ".join(process.cmdline()).startswith("ray::JobSupervisor")
+    ]
+    processes = [child for one in supervisors for child in one.children(recursive=True)]
+    for supervisor in supervisors:
+        supervisor.kill()
+    deadline = time.monotonic() + END_TIMEOUT_S
+    while not (found := client.status(job_id).job).state.ended:
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    assert (found.state, found.exit_code) == (JobState.FAILED, None)
+    assert found.reason is not None
+    assert found.reason.startswith("Job supervisor actor died: ")
+    assert "\n" not in found.reason
+    shown = pwiser(
+        head, "status", job_id, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=head.token, COLUMNS="2000"
+    )
+    assert f"({job_id}); {found.reason}" in shown.stdout
+    _, left = psutil.wait_procs(processes, timeout=END_TIMEOUT_S)
+    assert not left
+
+
 def test_a_plan_is_made_where_the_job_would_run(head: Head, tiny_dataset: Dataset) -> None:
     job = head.write_job("planned", tiny_dataset)
     client = Client(head.address)

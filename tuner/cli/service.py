@@ -244,12 +244,14 @@ def _wait(job: "SubmittedJob") -> None:
     if job.state == "stopped":
         raise typer.Exit(130)
     if job.state == "failed":
-        typer.echo(f"pwiser logs {job.id} shows why", err=True)
+        typer.echo(job.reason or f"pwiser logs {job.id} shows why", err=True)
         raise typer.Exit(job.exit_code or 1)
 
 
 def _headline(found: "JobStatus") -> str:
     line = f"{found.job.name}: {found.job.state}, {_age(found.job)} ({found.job.id})"
+    if found.job.reason is not None:
+        line += f"; {found.job.reason}"
     if found.fault is not None:
         return f"{line}; {found.fault}"
     if found.progress is None:
