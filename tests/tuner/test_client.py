@@ -323,7 +323,9 @@ def assert_the_commands_say_the_same(
         )
 
 
-def test_a_driver_that_ray_lost_is_told_with_the_reason(head: Head, tiny_dataset: Dataset) -> None:
+def test_a_driver_that_ray_lost_is_told_with_the_reason_and_resumed(
+    head: Head, tiny_dataset: Dataset
+) -> None:
     client = Client(head.address)
     slow = head.directory / "slow"
     slow.touch()
@@ -339,10 +341,7 @@ def test_a_driver_that_ray_lost_is_told_with_the_reason(head: Head, tiny_dataset
     processes = [child for one in supervisors for child in one.children(recursive=True)]
     for supervisor in supervisors:
         supervisor.kill()
-    deadline = time.monotonic() + END_TIMEOUT_S
-    while not (found := client.status(job_id).job).state.ended:
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
+    found = client.wait(job_id)
     assert (found.state, found.exit_code) == (JobState.FAILED, None)
     assert found.reason is not None
     assert found.reason.startswith("Job supervisor actor died: ")
@@ -353,6 +352,9 @@ def test_a_driver_that_ray_lost_is_told_with_the_reason(head: Head, tiny_dataset
     assert f"({job_id}); {found.reason}" in shown.stdout
     _, left = psutil.wait_procs(processes, timeout=END_TIMEOUT_S)
     assert not left
+    resumed = client.resume("lost", working_dir=head.modules)
+    assert client.wait(resumed).state is JobState.SUCCEEDED
+    assert [one.info.status for one in head.runs("lost")["trial"]] == ["FINISHED"] * NUM_TRIALS
 
 
 def test_a_plan_is_made_where_the_job_would_run(head: Head, tiny_dataset: Dataset) -> None:
