@@ -30,6 +30,6 @@ class OutputExistsError(PwiserError):
     """An output directory that is already there."""
 
 
-def one_line(error: BaseException, max_characters: int | None = 200) -> str:
-    """Put what another library raised on one line, its beginning if it is long."""
+def one_line(error: BaseException | str, max_characters: int | None = 200) -> str:
+    """Put what another library raised or said on one line, its beginning if it is long."""
     return " ".join(str(error).split())[:max_characters]

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ray.dashboard.modules.job.pydantic_models import JobDetails
 
 from datasets import PwiserError
+from datasets.errors import one_line
 from tuner.errors import ClusterError, JobFileError, JobNotFoundError
 from tuner.job_progress import JobProgress
 from tuner.jobs_api import JobsApi, find_address
@@ -313,7 +314,7 @@ class Client:
 
 def _submitted(details: JobDetails) -> SubmittedJob:
     state = JobState(details.status.value.lower())
-    killed = state is JobState.FAILED and details.driver_exit_code is None
+    ended_by_ray = state is JobState.FAILED and details.driver_exit_code is None
     return SubmittedJob(
         id=details.submission_id,
         name=details.metadata["pwiser.job"],
@@ -321,7 +322,7 @@ def _submitted(details: JobDetails) -> SubmittedJob:
         submitted=_time(details.start_time),
         ended=_time(details.end_time),
         exit_code=details.driver_exit_code,
-        reason=" ".join((details.message or "").split()) or None if killed else None,
+        reason=one_line(details.message, None) if ended_by_ray and details.message else None,
     )
 
 

@@ -79,9 +79,8 @@ def node_faults(check: NodeCheck, nodes: Sequence[Node]) -> list[str]:
     """
     deadline = time.monotonic() + NODE_TIMEOUT_S
     answers = _ask(check, nodes, deadline)
-    answers |= _ask(
-        check, [node for node in nodes if isinstance(answers[node.id], Exception)], deadline
-    )
+    if unsure := [node for node in nodes if isinstance(answers[node.id], Exception)]:
+        answers |= _ask(check, unsure, deadline)
     faults = []
     for node in nodes:
         answer = answers[node.id]
@@ -104,7 +103,7 @@ def _ask(
     }
     done, _ = ray.wait(
         list(references.values()),
-        num_returns=max(len(references), 1),
+        num_returns=len(references),
         timeout=max(deadline - time.monotonic(), 0.0),
     )
     return {

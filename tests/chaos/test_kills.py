@@ -30,6 +30,7 @@ import pytest
 import yaml
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
+from processes import descendants
 from ray.cluster_utils import Cluster
 
 from datasets import synthesize
@@ -282,17 +283,6 @@ def kill_node(nodes: Cluster) -> bool:
     nodes.remove_node(node, allow_graceful=False)
     nodes.add_node(num_cpus=1)
     return True
-
-
-def descendants(pid: int, title: str) -> list[psutil.Process]:
-    found = []
-    for child in psutil.Process(pid).children(recursive=True):
-        try:
-            if child.cmdline()[:1] and child.cmdline()[0].startswith(title):
-                found.append(child)
-        except psutil.Error:
-            continue
-    return found
 
 
 def disturb(

@@ -20,6 +20,7 @@ import pytest
 import yaml
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
+from processes import descendants
 from ray._raylet import AuthenticationTokenLoader, Config
 
 from datasets import Dataset
@@ -333,11 +334,7 @@ def test_a_driver_that_ray_lost_is_told_with_the_reason_and_resumed(
     follow_until_ended(client, job_id, 1)
     slow.unlink()
     assert client.status(job_id).job.reason is None
-    supervisors = [
-        process
-        for process in psutil.Process().children(recursive=True)
-        if " ".join(process.cmdline()).startswith("ray::JobSupervisor")
-    ]
+    supervisors = descendants(os.getpid(), "ray::JobSupervisor")
     processes = [child for one in supervisors for child in one.children(recursive=True)]
     for supervisor in supervisors:
         supervisor.kill()

@@ -1,3 +1,4 @@
+import os
 import platform
 import socket
 from collections.abc import Iterator
@@ -7,9 +8,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
 
-import psutil
 import pytest
 import ray
+from processes import descendants
 
 from datasets import Dataset
 from tuner import __version__
@@ -42,17 +43,12 @@ class FirstCallerDies(BaseHTTPRequestHandler):
     killed: list[int]
 
     def do_POST(self) -> None:
-        checking = [
-            process
-            for process in psutil.Process().children(recursive=True)
-            if process.name().startswith("ray::local_fault")
-        ]
-        if not self.killed:
-            self.killed.extend(process.pid for process in checking)
-            for process in checking:
-                process.kill()
-        else:
+        if self.killed:
             self.send_error(404)
+            return
+        for process in descendants(os.getpid(), "ray::local_faults"):
+            process.kill()
+            self.killed.append(process.pid)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
         pass
