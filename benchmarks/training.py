@@ -1,7 +1,8 @@
 """Impressions per second of our models and of torch-rechub's, side by side.
 
     pip install -e '.[benchmarks]'
-    python benchmarks/training.py                   # on the CPU, torch-rechub beside ours
+    python benchmarks/training.py                   # on the CPU, torch-rechub beside ours, and
+                                                    # small mmoe compiled (training.compile)
     python benchmarks/training.py --clock cpu       # on a busy machine: one thread, its CPU time
     python benchmarks/training.py --device cuda     # on one GPU, batches 2048 and 16384, share of
                                                     # its ceiling, an epoch of AliExpress-US, and
@@ -259,9 +260,10 @@ def compare(
         fits = [statistics.median(rate["fit_s"] for rate in rates[s]) for s in ("ours", "peer")]
         row["fit_ratio"] = fits[0] / fits[1]
         text += f"  ratio {row['ratio']:.1f} ({min(ratios):.1f}-{max(ratios):.1f})"
-        if "ours_float32" in sides:
-            row["ratio_float32"] = row["ours_float32"] / row["peer"]
-            text += f", float32 {row['ratio_float32']:.1f}"
+        for side in ("float32", "compiled"):
+            if f"ours_{side}" in sides:
+                row[f"ratio_{side}"] = row[f"ours_{side}"] / row["peer"]
+                text += f", {side} {row[f'ratio_{side}']:.1f}"
         text += f", with evaluation {row['fit_ratio']:.1f}"
     print(text, flush=True)
     return row
@@ -356,7 +358,8 @@ def main() -> None:
             if not arguments.only or f"{size}/{model}" in arguments.only:
                 options = ("--data", data, "--batch", str(arguments.batch))
                 options += ("--clock", arguments.clock)
-                sides = ["ours", "ours_float32", *(["peer"] if model in PEER else [])]
+                sides = ["ours", "ours_float32", *(["ours_compiled"] if size == "small" else [])]
+                sides += ["peer"] if model in PEER else []
                 figures[size][model] = compare(size, model, arguments.rounds, sides, *options)
     print(json.dumps(figures))
 

@@ -94,9 +94,9 @@ class TrainingSettings(Settings):
     )
     compile: bool = Field(
         False,
-        description="whether the model is compiled (torch.compile), on a GPU with one worker per "
-        "lane and a C compiler on its node: less time per step, after some 20 seconds for every "
-        "lane and shape of the model",
+        description="whether the model is compiled (torch.compile), with one worker per lane and a "
+        "C++ compiler on its node: on a GPU, or of a small model on a CPU, less time per step, "
+        "after some 20 seconds for every lane and shape of the model",
     )
     embedding_optimizer: EmbeddingOptimizer = Field(
         "auto",

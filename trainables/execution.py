@@ -134,10 +134,25 @@ def check_can_compile(workers: Workers) -> None:
     Raises:
         ValueError: it cannot be.
     """
-    if not _is_one_gpu(workers):
+    if workers.size > 1:
+        raise ValueError("training.compile: true needs one worker per lane; set it to false")
+    if workers.device.type == "cpu" and not _has_cpp_compiler():
         raise ValueError(
-            "training.compile: true needs a GPU and one worker per lane; set it to false"
+            "training.compile: true needs a C++ compiler on the lane's node, g++ or the one that "
+            "CXX names; install it there, or set it to false"
         )
+
+
+def _has_cpp_compiler() -> bool:
+    # Not above: they load torch's compiler.
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        return False
+    return True
 
 
 def _is_one_gpu(workers: Workers) -> bool:

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from trainables.execution import (
     fold_embeddings,
     keep_freed_memory,
 )
-from trainables.loss import training_loss
+from trainables.loss import Losses, training_loss
 from trainables.metrics import evaluate
 from trainables.models import Inputs
 from trainables.optimizers import make_optimizers
@@ -46,6 +47,8 @@ EVALUATION_BATCH = 16_384
 
 MAX_COMPILED = 1_000
 """Shapes of a model that a lane compiles; torch's 8 would leave the others as they are, unsaid."""
+
+_Computed = TypeVar("_Computed", bound=Callable[..., Any])
 
 
 class TrainingError(PwiserError):
@@ -287,6 +290,7 @@ class _Stepper:
                 can_reduce_sparse=workers.size == 1 or device.type == "cpu",
             )
             self.parallel = _parallel(model, settings, workers)
+            self.loss = _loss(settings, workers)
             captures = captures_steps(
                 settings.cuda_graph, configuration.model, self.optimizers, workers
             )
@@ -315,7 +319,7 @@ class _Stepper:
             self.workers.device.type, self.dtype, enabled=self.dtype != torch.float32
         ):
             logits_BT = self.parallel(rows.ids_NF, rows.numericals_ND.float())
-        losses = training_loss(
+        losses = self.loss(
             logits_BT,
             rows.clicks_N,
             rows.conversions_N,
@@ -371,16 +375,24 @@ def _parallel(model: nn.Module, settings: TrainingSettings, workers: Workers) ->
     )
 
 
-def compiled(model: nn.Module, backend: str | Callable[..., object] = "inductor") -> nn.Module:
-    """Compile a model for batches of one size; another of the same shapes finds it compiled.
+def _loss(settings: TrainingSettings, workers: Workers) -> Callable[..., Losses]:
+    """Return the loss that a step calls: on a CPU compiled like the model; a GPU captures it."""
+    if settings.compile and workers.device.type == "cpu":
+        return compiled(training_loss)
+    return training_loss
+
+
+def compiled(computed: _Computed, backend: str | Callable[..., object] = "inductor") -> _Computed:
+    """Compile for batches of one size; another model of the same shapes finds it compiled.
 
     Args:
-        model: whose code is shared by all trials of a lane, whatever their shapes are.
+        computed: a model or a function, whose code is shared by all trials of a lane, whatever
+            their shapes are.
         backend: of torch.compile.
     """
     torch._dynamo.config.recompile_limit = MAX_COMPILED
     torch._dynamo.config.accumulated_recompile_limit = MAX_COMPILED
-    found: nn.Module = torch.compile(model, dynamic=False, backend=backend)  # type: ignore[assignment]
+    found: _Computed = torch.compile(computed, dynamic=False, backend=backend)  # type: ignore[assignment]
     return found
 
 

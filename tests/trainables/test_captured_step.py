@@ -1,7 +1,8 @@
 """A step replayed as a CUDA graph is the step itself, and that of a CPU."""
 
 import gc
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from planted import CPU, INPUTS, make_split
 from torch import Tensor
+from torch._inductor import config as inductor
 
 from datasets import open_dataset, synthesize
 from trainables import (
@@ -88,22 +90,46 @@ def test_which_steps_are_captured() -> None:
             rule("on", "mmoe", workers, embedding_optimizer)
 
 
+@pytest.fixture
+def no_cpp_compiler() -> Iterator[None]:
+    with inductor.patch({"cpp.cxx": ("no-such-compiler",)}):
+        yield
+
+
+@pytest.mark.usefixtures("no_cpp_compiler")
 def test_what_cannot_be_compiled_is_refused() -> None:
     check_can_compile(Workers(device=GPU))
-    for workers in (Workers(device=CPU), TwoWorkers(device=GPU)):
-        with pytest.raises(ValueError, match=r"^training\.compile: true needs a GPU"):
-            check_can_compile(workers)
+    for device in (CPU, GPU):
+        with pytest.raises(ValueError, match=r"^training\.compile: true needs one worker per lane"):
+            check_can_compile(TwoWorkers(device=device))
+    with pytest.raises(ValueError, match=r"^training\.compile: true needs a C\+\+ compiler"):
+        check_can_compile(Workers(device=CPU))
 
 
+@pytest.mark.usefixtures("no_cpp_compiler")
 @pytest.mark.parametrize(
     ("setting", "told"),
     [({"compile": True}, "training.compile: true"), ({"cuda_graph": "on"}, "training.cuda_graph")],
 )
-def test_a_trial_that_asks_for_a_gpu_in_vain_has_failed(setting: dict[str, Any], told: str) -> None:
+def test_a_trial_that_asks_in_vain_has_failed(setting: dict[str, Any], told: str) -> None:
     configuration = TrialConfiguration.create("dnn", training=TrainingSettings(**setting))
     split = make_split()
     with pytest.raises(TrainingError, match=f"^{told}"):
         Training(configuration, INPUTS, split, split, Workers(device=CPU))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++")
+@pytest.mark.parametrize("folding", ["on", "off"])
+def test_what_a_cpu_compiles_trains_as_it_does_uncompiled(folding: str) -> None:
+    losses, weights = finish(start(device=CPU, folding=folding))
+    frames = []
+    for _ in range(2):
+        compiled_losses, compiled = finish(start(device=CPU, folding=folding, compile=True))
+        assert compiled_losses == pytest.approx(losses, rel=1e-4)
+        for name, value in weights.items():
+            torch.testing.assert_close(compiled[name], value, rtol=1e-3, atol=1e-4)
+        frames.append(torch._dynamo.utils.counters["frames"]["total"])
+    assert 0 < frames[0] == frames[1], "the second training was compiled anew"
 
 
 def test_a_lane_compiles_however_many_shapes_there_are() -> None:

@@ -127,7 +127,6 @@ def test_a_model_that_cannot_be_trained_is_an_obstacle(
 @pytest.mark.parametrize(
     ("training", "workers", "reason"),
     [
-        ({"compile": True}, 1, "training.compile: true needs a GPU and one worker per lane"),
         ({"cuda_graph": "on"}, 1, "training.cuda_graph: on needs a GPU, one worker per lane"),
         ({"compile": True}, 2, "training.compile: true needs one worker per lane"),
         ({"cuda_graph": "on"}, 2, "training.cuda_graph: on needs one worker per lane"),

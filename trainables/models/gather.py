@@ -61,10 +61,10 @@ def by_row(rows_R: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
         places_R, the places of row 0, of row 1 and so on, each in order; starts_V, where those of
         each row begin.
     """
-    counts_V = torch.bincount(rows_R, minlength=num_rows)
     narrow = torch.int16 if num_rows <= 1 << 15 else torch.int32  # sorted in half the time
-    places_R = rows_R.to(narrow).argsort(stable=True)
-    return places_R, counts_V.cumsum(0) - counts_V
+    sorted_R, places_R = rows_R.to(narrow).sort(stable=True)
+    rows_V = torch.arange(num_rows, dtype=narrow, device=rows_R.device)
+    return places_R, torch.searchsorted(sorted_R, rows_V)
 
 
 def sum_rows(
