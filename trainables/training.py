@@ -376,7 +376,7 @@ def _parallel(model: nn.Module, settings: TrainingSettings, workers: Workers) ->
 
 
 def _loss(settings: TrainingSettings, workers: Workers) -> Callable[..., Losses]:
-    """Return the loss that a step calls: on a CPU compiled like the model; a GPU captures it."""
+    """Return the loss that a step calls: compiled on a CPU, where it is long beside the model."""
     if settings.compile and workers.device.type == "cpu":
         return compiled(training_loss)
     return training_loss
