@@ -48,6 +48,9 @@ EVALUATION_BATCH = 16_384
 MAX_COMPILED = 1_000
 """Shapes of a model that a lane compiles; torch's 8 would leave the others as they are, unsaid."""
 
+INDUCTOR_OPTIONS = {"inplace_buffers": False}
+"""Of torch's compiler, whose 2.13 overwrites on a CPU what the gradient of PLE still reads."""
+
 _Computed = TypeVar("_Computed", bound=Callable[..., Any])
 
 
@@ -382,17 +385,18 @@ def _loss(settings: TrainingSettings, workers: Workers) -> Callable[..., Losses]
     return training_loss
 
 
-def compiled(computed: _Computed, backend: str | Callable[..., object] = "inductor") -> _Computed:
+def compiled(computed: _Computed, backend: Callable[..., object] | None = None) -> _Computed:
     """Compile for batches of one size; another model of the same shapes finds it compiled.
 
     Args:
         computed: a model or a function, whose code is shared by all trials of a lane, whatever
             their shapes are.
-        backend: of torch.compile.
+        backend: of torch.compile; None for its own, inductor.
     """
     torch._dynamo.config.recompile_limit = MAX_COMPILED
     torch._dynamo.config.accumulated_recompile_limit = MAX_COMPILED
-    found: _Computed = torch.compile(computed, dynamic=False, backend=backend)  # type: ignore[assignment]
+    chosen: dict[str, Any] = {"backend": backend} if backend else {"options": INDUCTOR_OPTIONS}
+    found: _Computed = torch.compile(computed, dynamic=False, **chosen)  # type: ignore[assignment]
     return found
 
 
