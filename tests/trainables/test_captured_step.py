@@ -121,7 +121,7 @@ def test_a_trial_that_asks_in_vain_has_failed(setting: dict[str, Any], told: str
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++")
 @pytest.mark.parametrize(
     ("model", "folding"),
-    [("mmoe", "on"), ("mmoe", "off"), ("ple", "off"), ("masknet", "off")],
+    [("shared_bottom", "on"), ("mmoe", "off"), ("ple", "off"), ("masknet", "off")],
 )
 def test_what_a_cpu_compiles_trains_as_it_does_uncompiled(model: str, folding: str) -> None:
     losses, _ = finish(start(model, device=CPU, folding=folding))
