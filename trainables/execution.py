@@ -119,7 +119,8 @@ def captures_steps(
     Raises:
         ValueError: ``on`` where it cannot be.
     """
-    possible = _is_one_gpu(workers) and not optimizers.has_sparse
+    is_one_gpu = workers.device.type == "cuda" and workers.size == 1
+    possible = is_one_gpu and not optimizers.has_sparse
     if cuda_graph == "on" and not possible:
         raise ValueError(
             "training.cuda_graph: on needs a GPU, one worker per lane and dense Adam; "
@@ -153,10 +154,6 @@ def _has_cpp_compiler() -> bool:
     except InvalidCxxCompiler:
         return False
     return True
-
-
-def _is_one_gpu(workers: Workers) -> bool:
-    return workers.device.type == "cuda" and workers.size == 1
 
 
 def fits_in_memory(size_bytes: int, limits: Iterable[int]) -> bool:
