@@ -7,13 +7,14 @@ T heads.
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
+from torch.distributed import ProcessGroup
 from torch.nn.parallel import DistributedDataParallel
 
 from datasets import PwiserError
@@ -27,7 +28,7 @@ from trainables.execution import (
     fold_embeddings,
     keep_freed_memory,
 )
-from trainables.loss import Losses, training_loss
+from trainables.loss import Gate, Losses, training_loss
 from trainables.metrics import evaluate
 from trainables.models import Inputs
 from trainables.optimizers import make_optimizers
@@ -292,11 +293,15 @@ class _Stepper:
                 rows_per_step=rows * workers.size,
                 can_reduce_sparse=workers.size == 1 or device.type == "cpu",
             )
+            if settings.compile:
+                check_can_compile(workers)
             self.parallel = _parallel(model, settings, workers)
-            self.loss = _loss(settings, workers)
             captures = captures_steps(
                 settings.cuda_graph, configuration.model, self.optimizers, workers
             )
+        # On a GPU the model alone: there a graph is what saves launches.
+        whole = settings.compile and device.type == "cpu"
+        self.batch_losses = compiled(_batch_losses) if whole else _batch_losses
         self.captured = CapturedStep(device) if captures else None
         shape = BatchShape(steps_per_epoch=self.steps_per_epoch, rows=rows, seed=settings.seed)
         self.batches = split.batches(shape, workers)
@@ -317,18 +322,8 @@ class _Stepper:
             self.captured.forget()
 
     def _train_on(self, batch: Batch) -> None:
-        rows = batch.load()
-        with torch.autocast(
-            self.workers.device.type, self.dtype, enabled=self.dtype != torch.float32
-        ):
-            logits_BT = self.parallel(rows.ids_NF, rows.numericals_ND.float())
-        losses = self.loss(
-            logits_BT,
-            rows.clicks_N,
-            rows.conversions_N,
-            *self.weights,
-            gate=self.gate,
-            group=self.workers.group,
+        losses = self.batch_losses(
+            self.parallel, batch.load(), self.dtype, self.weights, self.gate, self.workers.group
         )
         self.optimizers.zero_grad()
         losses.total.backward()  # type: ignore[no-untyped-call]
@@ -365,8 +360,7 @@ def _refusals_fail_the_trial() -> Iterator[None]:
 
 def _parallel(model: nn.Module, settings: TrainingSettings, workers: Workers) -> nn.Module:
     """Return what a step calls: the model itself, compiled, or one of several workers'."""
-    if settings.compile:
-        check_can_compile(workers)
+    if settings.compile and workers.device.type == "cuda":
         return compiled(model)
     if workers.group is None:
         return model
@@ -378,11 +372,20 @@ def _parallel(model: nn.Module, settings: TrainingSettings, workers: Workers) ->
     )
 
 
-def _loss(settings: TrainingSettings, workers: Workers) -> Callable[..., Losses]:
-    """Return the loss that a step calls: compiled on a CPU, where it is long beside the model."""
-    if settings.compile and workers.device.type == "cpu":
-        return compiled(training_loss)
-    return training_loss
+def _batch_losses(
+    model: nn.Module,
+    rows: DeviceImpressions,
+    dtype: torch.dtype,
+    weights: Sequence[torch.Tensor],
+    gate: Gate,
+    group: ProcessGroup | None,
+) -> Losses:
+    """Compute the losses of a batch: all of a step before its gradient."""
+    with torch.autocast(rows.ids_NF.device.type, dtype, enabled=dtype != torch.float32):
+        logits_BT = model(rows.ids_NF, rows.numericals_ND.float())
+    return training_loss(
+        logits_BT, rows.clicks_N, rows.conversions_N, *weights, gate=gate, group=group
+    )
 
 
 def compiled(computed: _Computed, backend: Callable[..., object] | None = None) -> _Computed:

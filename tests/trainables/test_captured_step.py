@@ -60,6 +60,13 @@ def finish(training: Training) -> tuple[list[float], dict[str, Tensor]]:
     return losses, {name: value.clone() for name, value in training.model.state_dict().items()}
 
 
+def first_gradients(training: Training) -> dict[str, Tensor]:
+    """Of the weights, after a single step."""
+    assert not list(training.evaluations(lambda: True))
+    parameters = training.model.named_parameters()
+    return {name: one.grad for name, one in parameters if one.grad is not None}
+
+
 class TwoWorkers(Workers):
     """Two GPU workers of a lane, to ask a rule about: no process group is there."""
 
@@ -124,13 +131,17 @@ def test_a_trial_that_asks_in_vain_has_failed(setting: dict[str, Any], told: str
     [("shared_bottom", "on"), ("mmoe", "off"), ("ple", "off"), ("masknet", "off")],
 )
 def test_what_a_cpu_compiles_trains_as_it_does_uncompiled(model: str, folding: str) -> None:
+    gradients = first_gradients(start(model, device=CPU, folding=folding))
     losses, _ = finish(start(model, device=CPU, folding=folding))
-    frames = []
-    for _ in range(2):
-        compiled_losses, _ = finish(start(model, device=CPU, folding=folding, compile=True))
-        assert compiled_losses == pytest.approx(losses, rel=1e-4)
-        frames.append(torch._dynamo.utils.counters["frames"]["total"])
-    assert 0 < frames[0] == frames[1], "the second training was compiled anew"
+    compiled = first_gradients(start(model, device=CPU, folding=folding, compile=True))
+    for name, gradient in gradients.items():
+        apart = (compiled[name] - gradient).norm() / gradient.norm()
+        assert apart < 1e-5, name
+    frames = torch._dynamo.utils.counters["frames"]["total"]
+    compiled_losses, _ = finish(start(model, device=CPU, folding=folding, compile=True))
+    assert 0 < frames == torch._dynamo.utils.counters["frames"]["total"], "compiled anew"
+    # Adam makes more of rounding at every step.
+    assert compiled_losses == pytest.approx(losses, rel=1e-3)
 
 
 def test_a_lane_compiles_however_many_shapes_there_are() -> None:
