@@ -138,12 +138,14 @@ def categories_of(column: "pa.Array | pa.ChunkedArray") -> Categories:
         return Categories(np.full(len(column), -1, np.int32), ())
     if not _is_scalar(kind):
         raise TypeError(str(kind))
-    encoded = column.dictionary_encode()
+    halves = pa.types.is_float16(kind)  # which pyarrow has no dictionaries of
+    encoded = (column.cast(pa.float32()) if halves else column).dictionary_encode()
     codes_N = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
     if pa.types.is_integer(kind):  # written as canonical_text writes them, by the million
         texts = tuple(encoded.dictionary.cast(pa.string()).to_pylist())
         return Categories(np.ascontiguousarray(codes_N, dtype=np.int32), texts)
-    texts = tuple(canonical_text(value) for value in _distinct_values(encoded.dictionary))
+    distinct = encoded.dictionary.cast(kind)
+    texts = tuple(canonical_text(value) for value in _distinct_values(distinct))
     missing = [code for code, text in enumerate(texts) if text is None]
     if missing:
         codes_N = np.where(np.isin(codes_N, missing), -1, codes_N)
@@ -180,12 +182,13 @@ def _plain(column: "pa.Array | pa.ChunkedArray") -> pa.Array:
 def column_of(table: "pa.Table | pa.RecordBatch | pd.DataFrame", name: str) -> pa.Array:
     """Return one column of a pyarrow table, a record batch or a pandas frame as a plain array.
 
-    An object column of pandas that mixes types becomes the canonical text of each cell.
+    An object column of pandas that mixes types, or holds integers beyond 64 bits, becomes the
+    canonical text of each cell.
     """
     if not isinstance(table, pd.DataFrame):
         return _plain(table.column(name))
     series = table[name]
     try:
         return _plain(pa.array(series, from_pandas=True))
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
         return pa.array([canonical_text(value) for value in series], type=pa.string())

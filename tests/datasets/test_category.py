@@ -73,6 +73,7 @@ def test_cells_of_another_type_are_refused() -> None:
         pa.array([1, None, 0, 1], pa.int8()),
         pa.array([1.0, float("nan"), 0.0, 1.0]),
         pa.array([1.0, None, 0.0, 1.0], pa.float32()),
+        pa.array([1.0, None, 0.0, 1.0], pa.float32()).cast(pa.float16()),
         pa.array(["1", None, "0", "1"]).dictionary_encode(),
         pa.array(["1", None, "0", "1"], pa.large_string()),
         pa.array(["1", None, "0", "1"], pa.string_view()),
@@ -91,6 +92,17 @@ def test_column_of_nulls_is_all_missing() -> None:
 def test_object_column_that_mixes_types_is_read_cell_by_cell() -> None:
     frame = pd.DataFrame({"x": pd.Series([1, "a", 2.0, None, True], dtype=object)})
     assert texts_of(column_of(frame, "x")) == ["1", "a", "2", None, "true"]
+
+
+def test_floats_of_every_width_are_their_shortest_text() -> None:
+    doubles = pa.array([0.1, 2.5, None])
+    for kind in (pa.float64(), pa.float32(), pa.float16()):
+        assert texts_of(doubles.cast(kind)) == ["0.1", "2.5", None]
+
+
+def test_integers_beyond_64_bits_are_exact() -> None:
+    frame = pd.DataFrame({"x": [2**70, None, -5]})
+    assert texts_of(column_of(frame, "x")) == ["1180591620717411303424", None, "-5"]
 
 
 cells = st.one_of(
