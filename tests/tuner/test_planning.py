@@ -128,14 +128,21 @@ def test_a_model_that_cannot_be_trained_is_an_obstacle(
     ("training", "workers", "reason"),
     [
         ({"cuda_graph": "on"}, 1, "training.cuda_graph: on needs a GPU, one worker per lane"),
+        ({"compile": True}, 1, "training.compile: true needs a C++ compiler on the lane's node"),
         ({"compile": True}, 2, "training.compile: true needs one worker per lane"),
         ({"cuda_graph": "on"}, 2, "training.cuda_graph: on needs one worker per lane"),
     ],
 )
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU can do it")
 def test_training_that_the_lanes_cannot_do_is_an_obstacle(
-    tiny_dataset: Dataset, tmp_path: Path, training: dict[str, Any], workers: int, reason: str
+    tiny_dataset: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    training: dict[str, Any],
+    workers: int,
+    reason: str,
 ) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
     resources = {"lanes": 1, "workers_per_lane": workers}
     content = settings(tiny_dataset, tmp_path, training=training, resources=resources)
     found = plan_job(Job.model_validate(content))
