@@ -80,7 +80,7 @@ class Plan(BaseModel):
 
     Attributes:
         lanes: None where they do not fit, or no model could be measured.
-        hours: of the whole job, at most: as if no trial were pruned.
+        hours: of the whole job at the sizes of its file, as if no trial were pruned.
         measured_on: where the probe ran.
         obstacles: every reason why the job would not run as it is.
         notes: what else its user should know.
