@@ -70,7 +70,7 @@ CASES = [
     ("paper", "masknet"),
     ("small", "mmoe"),
 ]
-ROWS = {"paper": 5 * BATCH, "small": 40 * BATCH}
+ROWS = {"paper": 10 * BATCH, "small": 120 * BATCH}
 GPU_ROWS = {"ours": 1_000 * BATCH, "peer": 40 * BATCH}
 WARM_UP_ROWS = 2 * BATCH
 
