@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from datasets import PwiserError
 from trainables.batches import Batch, BatchShape, DeviceImpressions, Rows
 from trainables.captured_step import CapturedStep
+from trainables.compiled import compiled, deviation
 from trainables.configuration import TrainingSettings, TrialConfiguration, build_model
 from trainables.execution import (
     captures_steps,
@@ -45,14 +45,6 @@ __all__ = [
 ]
 
 EVALUATION_BATCH = 16_384
-
-MAX_COMPILED = 1_000
-"""Shapes of a model that a lane compiles; torch's 8 would leave the others as they are, unsaid."""
-
-INDUCTOR_OPTIONS = {"inplace_buffers": False}
-"""Of torch's compiler, whose 2.13 overwrites on a CPU what the gradient of PLE still reads."""
-
-_Computed = TypeVar("_Computed", bound=Callable[..., Any])
 
 
 class TrainingError(PwiserError):
@@ -300,8 +292,8 @@ class _Stepper:
                 settings.cuda_graph, configuration.model, self.optimizers, workers
             )
         # On a GPU the model alone: there a graph is what saves launches.
-        whole = settings.compile and device.type == "cpu"
-        self.batch_losses = compiled(_batch_losses) if whole else _batch_losses
+        self.unchecked = settings.compile and device.type == "cpu"
+        self.batch_losses = compiled(_batch_losses) if self.unchecked else _batch_losses
         self.captured = CapturedStep(device) if captures else None
         shape = BatchShape(steps_per_epoch=self.steps_per_epoch, rows=rows, seed=settings.seed)
         self.batches = split.batches(shape, workers)
@@ -309,8 +301,14 @@ class _Stepper:
         self.one = torch.ones((), device=device)
 
     def step(self) -> None:
-        """Train on the next batch, without waiting for the device."""
+        """Train on the next batch, without waiting for the device.
+
+        Raises:
+            TrainingError: if the step, compiled, has other gradients than as it is.
+        """
         batch = self.batches.next()
+        if self.unchecked:
+            self._check_compiled(batch.load())
         if self.captured is None:
             self._train_on(batch)
         else:
@@ -321,10 +319,28 @@ class _Stepper:
         if self.captured is not None:
             self.captured.forget()
 
-    def _train_on(self, batch: Batch) -> None:
-        losses = self.batch_losses(
-            self.parallel, batch.load(), self.dtype, self.weights, self.gate, self.workers.group
+    def _check_compiled(self, rows: DeviceImpressions) -> None:
+        self.unchecked = False
+        found = deviation(
+            self.parallel,
+            lambda: self._losses_of(rows, _batch_losses).total,
+            lambda: self._losses_of(rows, self.batch_losses).total,
+            self.dtype,
         )
+        if found is not None:
+            name, apart = found
+            raise TrainingError(
+                f"training.compile: true makes another gradient of {name} than the model has "
+                f"({apart:.0%} apart; torch {torch.__version__}); set it to false"
+            )
+
+    def _losses_of(self, rows: DeviceImpressions, batch_losses: Callable[..., Losses]) -> Losses:
+        return batch_losses(
+            self.parallel, rows, self.dtype, self.weights, self.gate, self.workers.group
+        )
+
+    def _train_on(self, batch: Batch) -> None:
+        losses = self._losses_of(batch.load(), self.batch_losses)
         self.optimizers.zero_grad()
         losses.total.backward()  # type: ignore[no-untyped-call]
         self.optimizers.step()
@@ -386,21 +402,6 @@ def _batch_losses(
     return training_loss(
         logits_BT, rows.clicks_N, rows.conversions_N, *weights, gate=gate, group=group
     )
-
-
-def compiled(computed: _Computed, backend: Callable[..., object] | None = None) -> _Computed:
-    """Compile for batches of one size; another model of the same shapes finds it compiled.
-
-    Args:
-        computed: a model or a function, whose code is shared by all trials of a lane, whatever
-            their shapes are.
-        backend: of torch.compile; None for its own, inductor.
-    """
-    torch._dynamo.config.recompile_limit = MAX_COMPILED
-    torch._dynamo.config.accumulated_recompile_limit = MAX_COMPILED
-    chosen: dict[str, Any] = {"backend": backend} if backend else {"options": INDUCTOR_OPTIONS}
-    found: _Computed = torch.compile(computed, dynamic=False, **chosen)  # type: ignore[assignment]
-    return found
 
 
 def _evaluation_steps(steps_per_epoch: int, settings: TrainingSettings) -> list[int]:
