@@ -2,11 +2,11 @@
 
     python benchmarks/quality.py [--seeds 5] [--epochs 2]
 
-Plain, folded and compiled, in float32 and, where the CPU has it, bfloat16, and sparse Adam, each
-trained from the same seeds on the 200,000-impression synthetic set and evaluated on its test split.
-The embedding is wide enough for folding to be chosen. A rewrite keeps the quality if its mean
-differs from that of the plain form by less than the seed-to-seed spread of the plain form. The last
-line is one line of JSON.
+Plain and folded, in float32 and, where the CPU has it, bfloat16; compiled, and with sparse Adam, in
+float32: each trained from the same seeds on the 200,000-impression synthetic set and evaluated on
+its test split. The embedding is wide enough for folding to be chosen. A rewrite keeps the quality
+if its mean differs from that of the plain form by less than the seed-to-seed spread of the plain
+form. The last line is one line of JSON.
 """
 
 import argparse

@@ -66,8 +66,8 @@ def best_of(run: Callable[[], object], clock: Clock, rounds: int = 5) -> float:
 
 def precisions_of(device: torch.device) -> dict[str, torch.dtype]:
     """Those that the device has; others are computed too, but hundreds of times as slowly."""
-    widest = compute_dtype("auto", device)
-    return {name: dtype for name, dtype in PRECISIONS.items() if dtype in {torch.float32, widest}}
+    quickest = compute_dtype("auto", device)
+    return {name: dtype for name, dtype in PRECISIONS.items() if dtype in {torch.float32, quickest}}
 
 
 def ceilings(device: torch.device, clock: Clock) -> dict[str, float]:

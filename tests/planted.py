@@ -3,8 +3,10 @@
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from trainables import DeviceImpressions, Inputs
+from trainables import DeviceImpressions, Inputs, TrainingSettings, TrialConfiguration, Workers
+from trainables.training import Training
 
 CPU = torch.device("cpu")
 INPUTS = Inputs(vocabulary_sizes=(10, 30), num_numericals=3)
@@ -16,6 +18,12 @@ SMALL_MODELS: dict[str, dict[str, Any]] = {
     "masknet": {"hidden_units": [8]},
 }
 """Settings with which each model trains in a moment."""
+
+
+class TwoWorkers(Workers):
+    """Two workers of a lane, to ask a rule about: no process group is there."""
+
+    size = 2
 
 
 def make_split(
@@ -32,3 +40,27 @@ def make_split(
     ids_NF = torch.cat(columns, dim=1).to(torch.int8)
     parts = (ids_NF, numericals_ND, torch.stack([clicks_N, conversions_N], 1).byte())
     return DeviceImpressions(*(part.to(device) for part in parts))
+
+
+def start(
+    model: str = "mmoe",
+    settings: dict[str, Any] | None = None,
+    inputs: Inputs = INPUTS,
+    device: torch.device = CPU,
+    **training: Any,
+) -> Training:
+    """A training of three epochs of ten steps, if nothing else is said."""
+    defaults = {"epochs": 3, "batch_size": 100, "learning_rate": 0.01, "precision": "float32"}
+    configuration = TrialConfiguration.create(
+        model,
+        {"embedding_dim": 4} | (settings or {}),
+        training=TrainingSettings(**defaults | training),
+    )
+    split = make_split(inputs=inputs, device=device)
+    return Training(configuration, inputs, split, split, Workers(device=device))
+
+
+def finish(training: Training) -> tuple[list[float], dict[str, Tensor]]:
+    """The losses at the evaluations, and the weights."""
+    losses = [evaluation.train_loss for evaluation in training.evaluations()]
+    return losses, {name: value.clone() for name, value in training.model.state_dict().items()}

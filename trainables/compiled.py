@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+__all__ = ["compiled", "deviation"]
+
 MAX_COMPILED = 1_000
 """Shapes of a model that a lane compiles; torch's 8 would leave the others as they are, unsaid."""
 
@@ -52,30 +54,37 @@ def deviation(
     """Find the weight whose gradient becomes another one when the loss is compiled.
 
     Args:
-        model: whose weights they are, on a CPU. It is left without gradients, its buffers and the
-            random state as they were.
+        model: whose weights they are, on a CPU. It is left without gradients, its buffers and
+            torch's random state as they were; what else its `forward` changes is changed twice.
         loss: computes the loss of a batch, a 0-dim tensor.
         compiled_loss: the same, compiled.
         dtype: of the matrix products.
 
     Returns:
         The name of the weight whose gradients are furthest apart, and how far, as a share of their
-        norm; None where that is rounding. What is not finite is left to the training, which tells.
+        norm, infinite where the compiled one is not finite; None where that is rounding, and where
+        the model's own are not finite, which the training tells.
     """
     own, found = (_gradients(model, one) for one in (loss, compiled_loss))
     norms = {name: _norm(gradient) for name, gradient in own.items()}
     negligible = max(NEGLIGIBLE * math.hypot(*norms.values()), sys.float_info.min)
-    differences = {
-        name: _norm(found[name] - gradient if name in found else gradient)
-        for name, gradient in own.items()
+    if not math.isfinite(negligible):
+        return None
+    apart = {
+        name: _norm(_difference(own.get(name), found.get(name)))
+        / max(norms.get(name, 0.0), negligible)
+        for name in own | found
     }
-    apart = {name: differences[name] / max(norms[name], negligible) for name in own}
     name = max(apart, key=apart.__getitem__)
     return (name, apart[name]) if apart[name] > TOLERANCE[dtype] else None
 
 
 def _gradients(model: nn.Module, loss: Callable[[], Tensor]) -> dict[str, Tensor]:
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
     with torch.random.fork_rng(devices=()):
         model.zero_grad()
         loss().backward()  # type: ignore[no-untyped-call]
@@ -83,11 +92,21 @@ def _gradients(model: nn.Module, loss: Callable[[], Tensor]) -> dict[str, Tensor
         name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None
     }
     model.zero_grad()
-    for buffer, value in buffers:
-        buffer.copy_(value)
+    for module, name, buffer, value in buffers:
+        setattr(module, name, buffer.copy_(value))  # which `forward` may have put another for
     return gradients
 
 
+def _difference(own: Tensor | None, found: Tensor | None) -> Tensor:
+    if own is not None and found is not None:
+        return found - own
+    only = found if own is None else own
+    assert only is not None
+    return only
+
+
 def _norm(gradient: Tensor) -> float:
+    """Return the norm, infinite where there is no number."""
     values = gradient.coalesce().values() if gradient.is_sparse else gradient
-    return float(values.double().norm())
+    norm = float(torch.linalg.vector_norm(values, dtype=torch.float64))
+    return math.inf if math.isnan(norm) else norm

@@ -94,9 +94,10 @@ class TrainingSettings(Settings):
     )
     compile: bool = Field(
         False,
-        description="whether the model is compiled (torch.compile), with one worker per lane and a "
-        "C++ compiler on its node: on a GPU, or of a small model on a CPU, less time per step, "
-        "after some 20 seconds for every lane and shape of the model",
+        description="whether the model, on a CPU its loss too, is compiled (torch.compile), with "
+        "one worker per lane and a C++ compiler on its node: on a GPU, or of a small model on a "
+        "CPU, less time per step, after 5 to 40 seconds for every lane and shape of the model; on "
+        "a CPU a trial fails whose gradients it changes",
     )
     embedding_optimizer: EmbeddingOptimizer = Field(
         "auto",

@@ -1,16 +1,15 @@
 """A step replayed as a CUDA graph is the step itself, and that of a CPU."""
 
 import gc
-import shutil
-from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import planted
 import pytest
 import torch
-from planted import CPU, INPUTS, make_split
+from planted import CPU, INPUTS, TwoWorkers, finish
 from torch import Tensor
-from torch._inductor import config as inductor
 
 from datasets import open_dataset, synthesize
 from trainables import (
@@ -22,57 +21,20 @@ from trainables import (
     inputs_of,
 )
 from trainables.batches import StreamedRows
-from trainables.compiled import compiled
 from trainables.configuration import build_model
-from trainables.execution import captures_steps, check_can_compile
+from trainables.execution import captures_steps
 from trainables.models.embedding import FeatureEmbedding
 from trainables.optimizers import make_optimizers
-from trainables.training import Training, TrainingError
+from trainables.training import Training
 
 GPU = torch.device("cuda")
 BAGS = Inputs(vocabulary_sizes=(10, 30), num_numericals=3, bag_lengths=(1, 3))
 NUM_ROWS = 1_000
+start = partial(planted.start, device=GPU)
 needs_gpu = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU"),
 ]
-
-
-def start(
-    model: str = "mmoe",
-    settings: dict[str, Any] | None = None,
-    inputs: Inputs = INPUTS,
-    device: torch.device = GPU,
-    **training: Any,
-) -> Training:
-    """A training of three epochs of ten steps, on a GPU if nothing else is said."""
-    defaults = {"epochs": 3, "batch_size": 100, "learning_rate": 0.01, "precision": "float32"}
-    configuration = TrialConfiguration.create(
-        model,
-        {"embedding_dim": 4} | (settings or {}),
-        training=TrainingSettings(**defaults | training),
-    )
-    split = make_split(NUM_ROWS, inputs=inputs, device=device)
-    return Training(configuration, inputs, split, split, Workers(device=device))
-
-
-def finish(training: Training) -> tuple[list[float], dict[str, Tensor]]:
-    losses = [evaluation.train_loss for evaluation in training.evaluations()]
-    return losses, {name: value.clone() for name, value in training.model.state_dict().items()}
-
-
-def first_step(training: Training) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Take it; return the gradients of the weights, and the buffers."""
-    assert not list(training.evaluations(lambda: True))
-    parameters = training.model.named_parameters()
-    gradients = {name: one.grad for name, one in parameters if one.grad is not None}
-    return gradients, dict(training.model.named_buffers())
-
-
-class TwoWorkers(Workers):
-    """Two GPU workers of a lane, to ask a rule about: no process group is there."""
-
-    size = 2
 
 
 def rule(cuda_graph: Any, model: str, workers: Workers, embedding_optimizer: Any = "dense") -> bool:
@@ -97,109 +59,6 @@ def test_which_steps_are_captured() -> None:
         assert not rule("auto", "mmoe", workers, embedding_optimizer)
         with pytest.raises(ValueError, match=r"^training\.cuda_graph: on needs a GPU, one worker"):
             rule("on", "mmoe", workers, embedding_optimizer)
-
-
-@pytest.fixture
-def no_cpp_compiler() -> Iterator[None]:
-    with inductor.patch({"cpp.cxx": ("no-such-compiler",)}):
-        yield
-
-
-@pytest.mark.usefixtures("no_cpp_compiler")
-def test_what_cannot_be_compiled_is_refused() -> None:
-    check_can_compile(Workers(device=GPU))
-    for device in (CPU, GPU):
-        with pytest.raises(ValueError, match=r"^training\.compile: true needs one worker per lane"):
-            check_can_compile(TwoWorkers(device=device))
-    with pytest.raises(ValueError, match=r"^training\.compile: true needs a C\+\+ compiler"):
-        check_can_compile(Workers(device=CPU))
-
-
-@pytest.mark.usefixtures("no_cpp_compiler")
-@pytest.mark.parametrize(
-    ("setting", "told"),
-    [({"compile": True}, "training.compile: true"), ({"cuda_graph": "on"}, "training.cuda_graph")],
-)
-def test_a_trial_that_asks_in_vain_has_failed(setting: dict[str, Any], told: str) -> None:
-    configuration = TrialConfiguration.create("dnn", training=TrainingSettings(**setting))
-    split = make_split()
-    with pytest.raises(TrainingError, match=f"^{told}"):
-        Training(configuration, INPUTS, split, split, Workers(device=CPU))
-
-
-needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++")
-
-
-@needs_compiler
-@pytest.mark.parametrize(
-    ("model", "folding", "settings"),
-    [
-        ("shared_bottom", "on", {}),
-        ("mmoe", "off", {"dropout": 0.3, "batch_norm": True}),
-        ("ple", "off", {}),
-        ("masknet", "off", {}),
-    ],
-)
-def test_what_a_cpu_compiles_trains_as_it_does_uncompiled(
-    model: str, folding: str, settings: dict[str, Any]
-) -> None:
-    def begin(**training: Any) -> Training:
-        return start(model, settings, device=CPU, folding=folding, **training)
-
-    gradients, buffers = first_step(begin())
-    compiled_gradients, compiled_buffers = first_step(begin(compile=True))
-    whole = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
-    for name, gradient in gradients.items():
-        apart = (compiled_gradients[name] - gradient).norm()
-        assert apart < 1e-5 * max(gradient.norm(), 0.01 * whole), name
-    for name, value in buffers.items():
-        torch.testing.assert_close(compiled_buffers[name], value, rtol=1e-5, atol=1e-6)
-    losses, _ = finish(begin())
-    frames = torch._dynamo.utils.counters["frames"]["total"]
-    compiled_losses, _ = finish(begin(compile=True))
-    assert 0 < frames == torch._dynamo.utils.counters["frames"]["total"], "compiled anew"
-    # Adam makes more of rounding at every step.
-    assert compiled_losses == pytest.approx(losses, rel=1e-2)
-
-
-DEVIATING = """\
-import torch
-from trainables.models import DNN
-
-class Deviating(DNN):
-    def forward(self, ids_BF, numericals_BN):
-        logits_BT = super().forward(ids_BF, numericals_BN)
-        return logits_BT * 2 if torch.compiler.is_compiling() else logits_BT
-"""
-
-
-@needs_compiler
-def test_a_gradient_that_compiling_changes_fails_the_trial(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "deviating_model.py").write_text(DEVIATING)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    training = start("deviating_model:Deviating", device=CPU, compile=True)
-    with pytest.raises(
-        TrainingError, match=r"^training\.compile: true makes another gradient of .* than the model"
-    ):
-        finish(training)
-
-
-def test_a_lane_compiles_however_many_shapes_there_are() -> None:
-    inputs = Inputs(vocabulary_sizes=(), num_numericals=3)
-    graphs = []
-
-    def count(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., Any]:
-        graphs.append(graph)
-        return graph.forward
-
-    for widths in (range(4, 16), range(4, 8)):  # the second time nothing is compiled
-        for width in widths:
-            configuration = TrialConfiguration.create("dnn", {"hidden_units": (width,)})
-            model = compiled(build_model(configuration, inputs), count)
-            model(torch.zeros(5, 0, dtype=torch.int8), torch.zeros(5, 3)).sum().backward()
-    assert len(graphs) == 12
 
 
 class TestOnAGpu:
