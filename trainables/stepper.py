@@ -160,7 +160,7 @@ def _refusals_fail_the_trial() -> Iterator[None]:
 
 def _parallel(model: nn.Module, settings: TrainingSettings, workers: Workers) -> nn.Module:
     """Return what a step calls: the model itself, compiled on a GPU, or one of several workers'."""
-    if settings.compile and workers.device.type == "cuda":  # its loss is left to a CUDA graph
+    if settings.compile and workers.device.type == "cuda":  # the loss stays as it is
         return compiled(model)
     if workers.group is None:
         return model
