@@ -5,7 +5,7 @@ import torch
 
 from trainables.models import Inputs
 from trainables.models.embedding import FeatureEmbedding
-from trainables.models.gather import by_row, look_up, sum_rows
+from trainables.models.gather import by_row, look_up, sum_by_row, sum_rows
 
 
 @pytest.mark.parametrize("num_rows", [1, 7, 40, 200])
@@ -89,3 +89,23 @@ def test_strips_of_columns_add_up_to_the_whole(width: int) -> None:
     sum_rows(table, rows_BC, None, None, out=whole[:, 1:-1])
     assert torch.equal(whole[:, 1:-1], wanted)
     assert whole[:, [0, -1]].isnan().all()
+
+
+@pytest.mark.parametrize("num_rows", [1, 40, 100_000])
+@pytest.mark.parametrize("width", [1, 3, 200])
+def test_summing_by_row_is_what_coalescing_does(num_rows: int, width: int) -> None:
+    generator = torch.Generator().manual_seed(num_rows)
+    rows_R = torch.randint(num_rows, (50,), generator=generator)
+    vectors_RE = torch.randn(50, width, generator=generator)
+    rows_U, sums_UE = sum_by_row(rows_R, vectors_RE, num_rows)
+    expected = torch.sparse_coo_tensor(
+        rows_R[None], vectors_RE, (num_rows, width), check_invariants=True
+    ).coalesce()
+    assert torch.equal(rows_U, expected.indices()[0])
+    torch.testing.assert_close(sums_UE, expected.values())
+
+
+def test_nothing_sums_to_no_rows() -> None:
+    rows_U, sums_UE = sum_by_row(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 3), 5)
+    assert rows_U.tolist() == []
+    assert sums_UE.shape == (0, 3)

@@ -184,7 +184,7 @@ class FeatureEmbedding(nn.Module):
             vectors: Tensor = self.table(rows)
             return vectors
         table_VE = self.table.weight
-        if as_read and _adds_in_float32(table_VE, rows):
+        if as_read and _converts_table(table_VE, rows):
             table_VE = cast_as_read(table_VE)
         if rows.is_cuda:
             # The gradient of index_select would depend on the order of its atomics; this one sorts
@@ -323,10 +323,13 @@ def _flattened(blocks: list[Tensor]) -> Tensor | None:
     return _side_by_side([cast_as_read(block) for block in blocks]).flatten(1) if blocks else None
 
 
-def _adds_in_float32(table_VE: Tensor, rows: Tensor) -> bool:
-    """Whether the gradient of looking these rows up is added up in float32 whatever its type is."""
-    if rows.is_cuda:
-        return rows.numel() > GPU_UNSORTED_LOOKUPS
+def _converts_table(table_VE: Tensor, rows: Tensor) -> bool:
+    """Whether the table is converted, not the vectors that are looked up.
+
+    Where it has fewer rows than that, and their gradients are added up in float32 in any type.
+    """
+    if rows.is_cuda and rows.numel() <= GPU_UNSORTED_LOOKUPS:
+        return False
     return sorts_rows(table_VE, rows.numel())
 
 
