@@ -242,7 +242,8 @@ class TrialConfiguration(Settings):
         for path, value in values.items():
             section, _, field = path.partition(".")
             if field not in sections.get(section, {}):
-                raise ConfigurationError(f"{path}: no such field")
+                choices = sections.get(section) or sections
+                raise ConfigurationError(f"{path}: no such field; choose from {', '.join(choices)}")
             sections[section][field] = value
         return TrialConfiguration.create(
             self.model,

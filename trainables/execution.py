@@ -50,7 +50,7 @@ MEMORY_SHARE = 0.5
 """Of the memory that a dataset may take before it is streamed."""
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def fold_embeddings(model: nn.Module, folding: Folding, rows_per_step: int) -> None:
@@ -96,7 +96,7 @@ def _blocks_to_fold(embedding: FeatureEmbedding, rows_per_step: int) -> list[int
 def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     """Return the type of the matrix products: ``auto`` is bfloat16 where the device has it.
 
-    Of no size of model or batch measured was it slower there, small ones included.
+    Of no size of model measured was it slower there by more than noise, small ones included.
     """
     if precision != "auto":
         return torch.float32 if precision == "float32" else torch.bfloat16
@@ -185,7 +185,8 @@ def keep_freed_memory() -> bool:
 
     glibc gives every freed block above 32 MB back to the system and takes it anew, page fault by
     page fault: a paper-size step's large tensors cost 8 times their own work that way. The process
-    keeps its peak until it ends. Other C libraries are left alone.
+    keeps its peak until it ends. Other C libraries are left alone. In a thread that is not the
+    first, blocks above 64 MB are kept only if the process was started with MALLOC_ARENA_MAX=1.
 
     Returns:
         Whether it is so.
@@ -195,5 +196,5 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    options = ((_M_MMAP_THRESHOLD, 1 << 30), (_M_TRIM_THRESHOLD, (1 << 31) - 1), (_M_MMAP_MAX, 0))
-    return all(mallopt(option, value) == 1 for option, value in options)
+    kept = [mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1), mallopt(_M_MMAP_MAX, 0)]
+    return all(kept)

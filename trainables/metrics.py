@@ -132,12 +132,12 @@ def _logloss(logits_N: Tensor, labels_N: Tensor) -> Tensor:
 
 def _read(values: dict[str, Tensor], predictions: Tensor) -> dict[str, float | None]:
     """Bring all values to the host at once; NaN is undefined, a NaN prediction an error."""
-    num_nan = predictions.isnan().sum().double()
+    num_nan = predictions.unsqueeze(-1).flatten(1).isnan().any(1).sum().double()
     *numbers, num_nan_read = torch.stack([*values.values(), num_nan]).tolist()
     if num_nan_read > 0:
         raise ValueError(
-            f"{int(num_nan_read)} of {predictions.numel()} predictions are NaN: "
-            "the model has diverged; lower the learning rate"
+            f"{int(num_nan_read)} of {len(predictions)} predictions are NaN: "
+            "the model has diverged; lower training.learning_rate"
         )
     return {
         name: None if math.isnan(number) else number

@@ -175,7 +175,10 @@ class Training:
             )
         valid = self._valid_split
         logits_NT = predict_logits(self.model, valid, self._workers)
-        metrics = evaluate(logits_NT, valid.clicks_N, valid.conversions_N)
+        try:
+            metrics = evaluate(logits_NT, valid.clicks_N, valid.conversions_N)
+        except ValueError as error:
+            raise TrainingError(f"after step {position.step}: {error}") from error
         position.evaluation_s += time.perf_counter() - now
         position.num_evaluations += 1
         return Evaluation(

@@ -95,10 +95,15 @@ def test_values_are_replaced_by_dotted_path_in_a_copy() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("loss.alfa", 1, "loss.alfa: no such field"),
-        ("alpha", 1, "alpha: no such field"),
-        ("model.hidden_units", [1], "model.hidden_units: no such field"),
-        ("search.trials", 1, "search.trials: no such field"),
+        ("loss.alfa", 1, "loss.alfa: no such field; choose from alpha, m1, m2, gate"),
+        ("alpha", 1, "alpha: no such field; choose from model, training, loss"),
+        (
+            "model.hidden_units",
+            [1],
+            "model.hidden_units: no such field; choose from embedding_dim, num_experts, "
+            "expert_units, gate_units, tower_units, ctcvr, numericals, dropout, batch_norm",
+        ),
+        ("search.trials", 1, "search.trials: no such field; choose from model, training, loss"),
         ("loss.alpha", -1, "loss.alpha: must be at least 0, got -1"),
         ("loss.alpha", float("nan"), "loss.alpha: must be a finite number, got nan"),
         ("training.epochs", 0, "training.epochs: must be at least 1, got 0"),

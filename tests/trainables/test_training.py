@@ -243,6 +243,12 @@ def test_a_diverging_trial_ends() -> None:
         run(configure(learning_rate=1e30, epochs=5))
 
 
+def test_a_trial_that_diverged_in_the_last_step_ends() -> None:
+    message = r"^after step 1: \d+ of \d+ predictions are NaN: the model has diverged; lower "
+    with pytest.raises(TrainingError, match=message):
+        run(configure(learning_rate=1e30, batch_size=len(TRAIN)))
+
+
 def test_metrics_of_one_class_alone_are_missing() -> None:
     labels_NT = VALID.labels_NT * torch.tensor([1, 0], dtype=torch.uint8)
     valid = DeviceImpressions(VALID.ids_NF, VALID.numericals_ND, labels_NT)
