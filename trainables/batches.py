@@ -1,8 +1,9 @@
 """The rows of a split, and the order in which a trial trains on them: held in memory, or streamed.
 
-Both kinds give endless epochs of batches of one size. The order depends on the seed alone, so that
-a trial can begin at any step. Shapes: N impressions of a split, B of a batch, F categorical fields,
-D numericals, T labels (clicks, conversions).
+Both kinds give endless epochs of batches of one size. The order depends on the seed, the kind of
+device and, where rows are streamed, the number of workers, so that a trial can begin at any step.
+Shapes: N impressions of a split, B of a batch, F categorical fields, D numericals, T labels
+(clicks, conversions).
 """
 
 from collections.abc import Iterator
@@ -178,7 +179,7 @@ class DeviceImpressions:
     def batches(self, shape: BatchShape, workers: Workers) -> Batches:
         """All workers hold the same rows and permute them alike; each takes its slice of a batch.
 
-        The batch of all workers is then the same whatever their number.
+        The batch of all workers is then the same whatever their number, if it divides by that.
         """
         return _MemoryBatches(self, shape, workers)
 

@@ -102,7 +102,8 @@ class TrainingSettings(Settings):
     embedding_optimizer: EmbeddingOptimizer = Field(
         "auto",
         description="dense is Adam over whole embedding tables, sparse over the rows that a step "
-        "reads alone, without momentum; auto is sparse where the tables are large against a batch",
+        "reads alone, without momentum, and with weight_decay for those rows alone; auto is sparse "
+        "where the tables are large against a batch",
     )
     evaluate_every: float = Field(
         1.0,

@@ -71,9 +71,9 @@ class Training:
     """One trial's training, which pauses at every evaluation and can go on from a saved state.
 
     The result depends on the configuration and the data alone, not on trials before it: the random
-    state is set from the seed. All workers hold the same data and take the same permutation; each
-    trains on its slice of every batch, and the loss is that of the whole batch, so that the number
-    of workers changes nothing but rounding and, where there is dropout, its masks.
+    state is set from the seed. Each worker trains on its part of every batch, and the loss is that
+    of the whole batch: the number of workers changes rounding, dropout's masks, the order of
+    streamed rows and, where a batch does not divide by it, which rows an epoch leaves out.
 
     Args:
         configuration: the trial's model, loss and training settings.

@@ -22,6 +22,8 @@ __all__ = ["LanePlan", "Plan", "StudyPlan", "make_plan", "table_shape", "this_ma
 START_UP_S = 30.0  # of Ray and the lanes; docs/measurements.md
 TRIAL_OVERHEAD_S = 0.5  # of a lane between two trials
 SECONDS_PER_HOUR = 3600.0
+PAIRLESS_SHARE = 0.1
+"""Of the batches of an epoch, from which a note says that they hold no conversion."""
 EVALUATION_BYTES = 64
 """Of an evaluation's scores, labels and sorted scores, per row of the split, at most."""
 
@@ -172,6 +174,7 @@ def make_plan(
         notes.append(f"budget.hours {job.budget.hours:g} would end the search before its trials")
     if fitted is not None and fitted.workers_per_lane > 1:
         notes.append("the workers of a lane are taken to share a batch at no cost")
+    notes += _pairless_notes(datasets, job.training.batch_size)
     return Plan(
         job=job.name,
         studies=tuple(studies),
@@ -181,6 +184,20 @@ def make_plan(
         obstacles=tuple(obstacles),
         notes=tuple(notes),
     )
+
+
+def _pairless_notes(datasets: dict[str, Dataset], batch_size: int) -> list[str]:
+    """Name the datasets of which many batches leave PWiseR nothing to rank."""
+    notes = []
+    for name, dataset in datasets.items():
+        train = dataset.manifest.splits["train"]
+        share = (1.0 - train.conversions / train.impressions) ** batch_size
+        if share >= PAIRLESS_SHARE:
+            notes.append(
+                f"{name}: {share:.0%} of batches of {batch_size:,} hold no conversion, and there "
+                "PWiseR is 0: a larger training.batch_size or loss.alpha makes up for it"
+            )
+    return notes
 
 
 def _study_plan(

@@ -224,6 +224,16 @@ def test_a_budget_that_ends_the_search_early_and_pruning_are_noted(tiny_dataset:
     )
 
 
+def test_batches_that_hold_no_conversion_are_noted(tiny_dataset: Dataset) -> None:
+    train = tiny_dataset.manifest.splits["train"]
+    share = (1 - train.conversions / train.impressions) ** 8
+    assert plan(tiny_dataset, lanes(1), training={"batch_size": 8}).notes == (
+        f"tiny: {share:.0%} of batches of 8 hold no conversion, and there PWiseR is 0: "
+        "a larger training.batch_size or loss.alpha makes up for it",
+    )
+    assert plan(tiny_dataset, lanes(1), training={"batch_size": 1_000}).notes == ()
+
+
 def test_searched_epochs_count_at_their_largest_and_searched_sizes_are_noted(
     tiny_dataset: Dataset,
 ) -> None:
