@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 
 from mlflow.entities import Dataset as LoggedDataset
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
-from mlflow.exceptions import MlflowException
+from mlflow.exceptions import HTTP_STATUS_TO_ERROR_CODE, MlflowException, RestException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from mlflow.tracking import MlflowClient
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
@@ -234,7 +234,7 @@ class RecordWriter:
         if status in REFUSALS:
             self._refuse(reason)
             return False
-        if status < 500 and status not in BUSY_STATUSES:
+        if _is_final(error):
             line = f"tracking: the store refused a record ({reason})"
             self._fail(line)
             if isinstance(record, StartRun) and record.id not in self._runs:
@@ -354,6 +354,17 @@ def deliver_leftovers(client: MlflowClient, experiment_id: str, path: Path) -> b
         return False
     RecordWriter(client, experiment_id, outbox, on_refused=lambda _: None).close()
     return True
+
+
+def _is_final(error: MlflowException) -> bool:
+    """Whether MLflow itself refuses; a proxy whose server is away says 404 too, in its own words.
+
+    Of such an answer MLflow's client knows the status alone, and raises the code of that status.
+    """
+    status = http_status(error)
+    if status >= 500 or status in BUSY_STATUSES:
+        return False
+    return isinstance(error, RestException) or error.error_code != HTTP_STATUS_TO_ERROR_CODE[status]
 
 
 def _run_tags(tags: Mapping[str, str]) -> list[RunTag]:

@@ -172,6 +172,17 @@ def test_records_of_a_store_that_stays_away_are_kept_for_the_next_process(
     check(store, experiment)
 
 
+@pytest.mark.parametrize("answer", ["404 Not Found", "400 Bad Request", "409 Conflict"])
+def test_a_proxy_whose_server_is_away_refuses_nothing_for_good(store: Store, answer: str) -> None:
+    experiment = store.create_experiment()
+    store.write(experiment, RECORDS[:1])
+    with pytest.raises(TrackingError, match="does not answer; 6 records are kept"):
+        store.write(experiment, RECORDS[1:], then=answer)
+    assert store.refused == []
+    deliver_leftovers(store.client, experiment, store.outbox)
+    check(store, experiment)
+
+
 def test_records_that_were_delivered_before_their_note_are_delivered_again_to_no_effect(
     store: Store,
 ) -> None:
