@@ -24,8 +24,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from tuner.errors import StorageError, TrackingError, TrackingRefusedError
 from tuner.outbox import Outbox
-from tuner.results import DATASET_TAG, WINNER_TAG, search_all, winners_of
-from tuner.tracking_store import hide_password, http_status
+from tuner.results import DATASET_TAG, ID_TAG, WINNER_TAG, search_all, winners_of
+from tuner.tracking_store import hide_password, http_status, single_attempts
 
 __all__ = [
     "REFUSALS",
@@ -40,7 +40,6 @@ __all__ = [
     "record_id",
 ]
 
-ID_TAG = "pwiser.id"
 STARTED_TAG = "pwiser.started"
 RETRY_FIRST_S = 0.5
 RETRY_LONGEST_S = 30.0
@@ -191,6 +190,7 @@ class RecordWriter:
                 f"{self._outbox.path}, and the same command delivers them"
             )
 
+    @single_attempts()
     def _write(self) -> None:
         while (found := self._records.get()) is not None:
             number, record = found

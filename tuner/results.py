@@ -14,8 +14,10 @@ from pydantic import BaseModel, ConfigDict
 from tuner.errors import JobNotFoundError
 from tuner.evidence import Evidence, weigh
 from tuner.objective import OBJECTIVES, Objective
+from tuner.study import TrialState
 
 __all__ = [
+    "ID_TAG",
     "JOB_FILE",
     "METRICS",
     "OBJECTIVES_TAG",
@@ -38,6 +40,8 @@ __all__ = [
 JOB_FILE = "job.yaml"
 """Artefact of every study's run."""
 
+ID_TAG = "pwiser.id"
+"""Of every run: the study, trial or replicate that it is of."""
 DATASET_TAG = "pwiser.dataset"
 WINNER_TAG = "pwiser.winner"
 CHECKPOINT_TAG = "pwiser.checkpoint"
@@ -132,7 +136,11 @@ def winners_of(client: MlflowClient, experiment_id: str) -> list[Run]:
 
 
 def search_all(client: MlflowClient, experiment_id: str, kind: str | None = None) -> list[Run]:
-    """Read all runs, or those of one kind, `study`, `trial` or `replicate`, page by page."""
+    """Read all runs, or those of one kind, `study`, `trial` or `replicate`, page by page.
+
+    Of runs with the same id one is read: creating a run may have been repeated before its answer
+    came, and then one of them is left as it was created.
+    """
     runs: list[Run] = []
     token = None
     wanted = "" if kind is None else f"tags.`pwiser.kind` = '{kind}'"
@@ -141,7 +149,21 @@ def search_all(client: MlflowClient, experiment_id: str, kind: str | None = None
         runs += page
         token = page.token
         if not token:
-            return runs
+            return _one_per_id(runs)
+
+
+def _one_per_id(runs: list[Run]) -> list[Run]:
+    """Leave out all but the furthest of the runs with the same id; those without one stay."""
+    furthest: dict[str, Run] = {}
+    for run in runs:
+        known = run.data.tags.get(ID_TAG, run.info.run_id)
+        furthest[known] = max(furthest.get(known, run), run, key=_progress)
+    return list(furthest.values())
+
+
+def _progress(run: Run) -> tuple[bool, bool, int]:
+    state = TrialState(run.data.tags.get("pwiser.state", TrialState.RUNNING))
+    return state.final, run.info.status != "RUNNING", len(run.data.metrics)
 
 
 def read_results(client: MlflowClient, job: str) -> JobResult:

@@ -36,7 +36,7 @@ from tuner.results import (
 from tuner.search import StudySearch
 from tuner.storage import join
 from tuner.study import Study, Trial, TrialState, choose_winner
-from tuner.tracking_store import hide_password, http_status
+from tuner.tracking_store import RETRIES_VARIABLE, hide_password, http_status
 from tuner.versions import installed_versions
 
 __all__ = [
@@ -58,9 +58,8 @@ STATUSES = {
     TrialState.FAILED: "FAILED",
 }
 
-RETRIES_VARIABLE = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 FEW_RETRIES = "2"
-"""Of a call while a store is looked for, and of the records' writer, which tries again itself."""
+"""Of a call while a store is looked for."""
 
 MANY_RETRIES = "7"
 """MLflow's own number, which keeps a caller waiting for minutes."""

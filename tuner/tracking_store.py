@@ -2,6 +2,8 @@
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,16 +17,19 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_STORAGE",
+    "RETRIES_VARIABLE",
     "default_uri",
     "existing_uri",
     "hide_password",
     "http_status",
     "open_existing",
+    "single_attempts",
     "tracking_fault",
 ]
 
 DEFAULT_STORAGE = "pwiser"
 DATABASE_FILE = "mlflow.db"
+RETRIES_VARIABLE = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 LOGIN_PATTERN = re.compile(r"(?<=://)[^/@:\s]*:[^@\s]*@")
 
 
@@ -49,6 +54,23 @@ def tracking_fault(error: Exception) -> TrackingError | None:
     return TrackingError(
         f"tracking: the store does not do it ({reason}); check that it is up, and your permissions"
     )
+
+
+@contextmanager
+def single_attempts() -> Iterator[None]:
+    """Keep MLflow from repeating a call by itself while the context lasts, whatever the user says.
+
+    It repeats one whose answer was lost as it is, so that a run would be created twice.
+    """
+    before = os.environ.get(RETRIES_VARIABLE)
+    os.environ[RETRIES_VARIABLE] = "0"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[RETRIES_VARIABLE]
+        else:
+            os.environ[RETRIES_VARIABLE] = before
 
 
 def default_uri(storage: str) -> str:

@@ -1,5 +1,6 @@
 """Records that a store cannot take: what is told, what is kept, and that nothing is lost."""
 
+import os
 import resource
 import shutil
 import threading
@@ -18,7 +19,6 @@ from tuner import records
 from tuner.errors import StorageError, TrackingError, TrackingRefusedError
 from tuner.outbox import Outbox
 from tuner.records import (
-    ID_TAG,
     STARTED_TAG,
     EndRun,
     LogRun,
@@ -29,6 +29,7 @@ from tuner.records import (
     deliver_leftovers,
     record_id,
 )
+from tuner.results import ID_TAG
 from tuner.tracking import connect
 
 
@@ -226,6 +227,27 @@ def test_a_store_that_is_slow_is_waited_for(store: Store, monkeypatch: pytest.Mo
     store.write(experiment, RECORDS)
     assert time.monotonic() - begun > 1.0
     store.server = serve
+    check(store, experiment)
+
+
+def test_a_run_whose_answer_was_lost_is_not_created_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # what a user says, too
+    experiment = store.create_experiment()
+    serve, lost = store.server, []
+
+    def lose_an_answer(environment: dict[str, Any], start: Callable[..., Any]) -> Any:
+        if lost or not environment["PATH_INFO"].endswith("/runs/create"):
+            return serve(environment, start)
+        lost.append(b"".join(serve(environment, lambda *_: None)))
+        start("502 Bad Gateway", [("Content-Type", "text/plain")])
+        return [b"not now"]
+
+    store.server = lose_an_answer
+    store.write(experiment, RECORDS)
+    assert len(lost) == 1
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "2"
     check(store, experiment)
 
 

@@ -12,6 +12,7 @@ from tuner.job_search import JobSearch
 from tuner.messages import Ended, Report, Seconds
 from tuner.outbox import Outbox
 from tuner.records import RecordWriter
+from tuner.results import search_all
 from tuner.resume import (
     check_unchanged,
     only_driver,
@@ -160,6 +161,20 @@ def test_a_past_trial_has_its_evaluations_and_its_time(
     assert baseline.reports[-1].seconds == SECONDS
     failed = next(trial for trial in past if trial.number == 3)
     assert (failed.state, failed.failure) == (TrialState.FAILED, "as planned")
+
+
+@pytest.mark.parametrize("later_s", [-1, 1])
+def test_of_a_run_that_was_created_twice_the_one_that_has_ended_counts(
+    client: MlflowClient, tmp_path: Path, tiny_dataset: Dataset, later_s: int
+) -> None:
+    store = Store(client, tmp_path, tiny_dataset, make_job(search={"trials": 4}))
+    store.work(store.open_search(), 1)
+    (run,) = search_all(client, store.experiment_id, "trial")
+    tags = {name: value for name, value in run.data.tags.items() if name != "pwiser.state"}
+    started = run.info.start_time + 1000 * later_s
+    client.create_run(store.experiment_id, start_time=started, tags=tags)
+    (found,) = read_past_trials(client, store.experiment_id)[store.study.name]
+    assert (found.number, found.state) == (0, TrialState.COMPLETE)
 
 
 def test_more_trials_go_on_with_a_finished_study(
