@@ -22,7 +22,7 @@ from run_header import run_header
 
 from datasets import Dataset, Impressions, PwiserError, open_dataset
 from tuner.errors import JobNotFoundError
-from tuner.results import DatasetResult, read_results
+from tuner.results import DatasetResult, find_experiment, read_results
 from tuner.tracking import connect
 from tuner.tracking_store import existing_uri
 
@@ -145,7 +145,7 @@ def find_winner(dataset: Dataset, job: str, tracking: str | None) -> DatasetResu
         JobNotFoundError: if the job is unknown, has no winner yet, or did not use this dataset.
     """
     client = connect(existing_uri(tracking))
-    results = read_results(client, job)
+    results = read_results(client, find_experiment(client, job))
     if dataset.name not in results.datasets:
         raise JobNotFoundError(
             f"job {job!r}: has no winner on {dataset.name!r}; "

@@ -298,10 +298,11 @@ class Client:
                 f"job {name!r}: the cluster {self._api.address} knows no submission of it; name "
                 "the tracking store that holds it by --tracking or MLFLOW_TRACKING_URI"
             )
-        from tuner.results import read_job_file
+        from tuner.results import find_experiment, read_job_file
         from tuner.tracking_store import open_existing
 
-        return read_job_file(open_existing(uri), name)
+        client = open_existing(uri)
+        return read_job_file(client, find_experiment(client, name))
 
     def _tracking_uri(self, details: JobDetails) -> str:
         from tuner.tracking_store import default_uri

@@ -7,7 +7,6 @@ from mlflow.entities import Experiment
 from mlflow.tracking import MlflowClient
 from rich.console import Console
 
-from tuner.results import find_experiment
 from tuner.tables import results_markdown
 from tuner.tracking import log_evidence, wait_longer
 
@@ -19,7 +18,7 @@ NOTE_TAG = "mlflow.note.content"
 DESCRIBED_TAG = "pwiser.described"
 
 
-def describe_job(client: MlflowClient, job: str, console: Console) -> None:
+def describe_job(client: MlflowClient, experiment: Experiment, console: Console) -> None:
     """Describe a job on its experiment, and each study on its run, with evidence and figures.
 
     Figures that the store does not take are told on the console.
@@ -27,10 +26,10 @@ def describe_job(client: MlflowClient, job: str, console: Console) -> None:
     from tuner.report import read_report, study_figures, study_markdown  # draws: slow to import
 
     wait_longer()
-    report = read_report(client, job)
-    experiment_id = find_experiment(client, job).experiment_id
+    report = read_report(client, experiment)
     if report.results is not None:
-        client.set_experiment_tag(experiment_id, NOTE_TAG, results_markdown(report.results))
+        note = results_markdown(report.results)
+        client.set_experiment_tag(experiment.experiment_id, NOTE_TAG, note)
     for study in report.studies:
         if study.evidence is not None:
             log_evidence(client, study.run_id, study.evidence)
@@ -42,7 +41,7 @@ def describe_job(client: MlflowClient, job: str, console: Console) -> None:
                 client.log_artifacts(study.run_id, directory, "figures")
             except Exception as error:  # noqa: BLE001 - of any store; the job is done
                 console.print(f"the figures of {study.name} cannot be stored: {error}")
-    mark_described(client, experiment_id, described=True)
+    mark_described(client, experiment.experiment_id, described=True)
 
 
 def is_described(experiment: Experiment) -> bool:

@@ -114,14 +114,9 @@ def find_experiment(client: MlflowClient, job: str) -> Experiment:
     return experiment
 
 
-def find_winners(client: MlflowClient, job: str) -> dict[str, Run]:
-    """Find the winners' runs of a job, by dataset, in the order of the job file.
-
-    Raises:
-        JobNotFoundError: if the job is unknown.
-    """
-    winners = winners_of(client, find_experiment(client, job).experiment_id)
-    return {run.data.tags[DATASET_TAG]: run for run in winners}
+def find_winners(client: MlflowClient, experiment_id: str) -> dict[str, Run]:
+    """Find the winners' runs of a job, by dataset, in the order of the job file."""
+    return {run.data.tags[DATASET_TAG]: run for run in winners_of(client, experiment_id)}
 
 
 def winners_of(client: MlflowClient, experiment_id: str) -> list[Run]:
@@ -166,18 +161,20 @@ def _progress(run: Run) -> tuple[bool, bool, int]:
     return state.final, run.info.status != "RUNNING", len(run.data.metrics)
 
 
-def read_results(client: MlflowClient, job: str) -> JobResult:
+def read_results(client: MlflowClient, experiment: Experiment) -> JobResult:
     """Read the winners of a finished job.
 
     Raises:
-        JobNotFoundError: if the job is unknown, or has no winner yet.
+        JobNotFoundError: if it has no winner yet.
     """
-    winners = find_winners(client, job)
+    winners = find_winners(client, experiment.experiment_id)
     if not winners:
         raise JobNotFoundError(
-            f"job {job!r}: has no winner yet; it is still running or was stopped (see pwiser ui)"
+            f"job {experiment.name!r}: has no winner yet; it is still running or was stopped (see "
+            "pwiser ui)"
         )
-    return job_result(client, job, winners, read_evidence(client, job))
+    evidence = read_evidence(client, experiment.experiment_id)
+    return job_result(client, experiment.name, winners, evidence)
 
 
 def job_result(
@@ -196,13 +193,8 @@ def job_result(
     )
 
 
-def read_evidence(client: MlflowClient, job: str) -> dict[str, dict[str, Evidence]]:
-    """Weigh the replicates of a job, by dataset and model.
-
-    Raises:
-        JobNotFoundError: if the job is unknown.
-    """
-    experiment_id = find_experiment(client, job).experiment_id
+def read_evidence(client: MlflowClient, experiment_id: str) -> dict[str, dict[str, Evidence]]:
+    """Weigh the replicates of a job, by dataset and model."""
     replicates: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for run in search_all(client, experiment_id, "replicate"):
         tags = run.data.tags
@@ -243,13 +235,12 @@ def _test_metrics(runs: list[Run]) -> dict[int, Metrics]:
     return {int(run.data.tags["pwiser.seed"]): _metrics(run.data.metrics)["test"] for run in runs}
 
 
-def read_job_file(client: MlflowClient, job: str) -> str:
+def read_job_file(client: MlflowClient, experiment: Experiment) -> str:
     """Read the text of a job's file, as it was when the job was last started.
 
     Raises:
-        JobNotFoundError: if the job is unknown, or its file is not there.
+        JobNotFoundError: if its file is not there.
     """
-    experiment = find_experiment(client, job)
     for run in search_all(client, experiment.experiment_id, "study"):
         with tempfile.TemporaryDirectory() as directory:
             try:
@@ -257,7 +248,9 @@ def read_job_file(client: MlflowClient, job: str) -> str:
             except Exception:  # noqa: BLE001 - of any store of artefacts: another study has it too
                 continue
             return Path(path).read_text(encoding="utf-8")
-    raise JobNotFoundError(f"job {job!r}: its job file is not in the tracking store; submit it")
+    raise JobNotFoundError(
+        f"job {experiment.name!r}: its job file is not in the tracking store; submit it"
+    )
 
 
 def _dataset_result(client: MlflowClient, run: Run, evidence: dict[str, Evidence]) -> DatasetResult:

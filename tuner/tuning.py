@@ -49,6 +49,9 @@ from tuner.tracking_store import default_uri
 
 __all__ = ["check_datasets", "run_job"]
 
+JOB_TAG = "pwiser.job"
+"""Of an experiment: the job that has created it."""
+
 
 def check_datasets(job: Job) -> dict[str, Dataset]:
     """Open a job's datasets and check that the search can be run on them.
@@ -130,12 +133,13 @@ def run_job(
         client = connect(job.tracking.uri or default_uri(storage))
         past = _read_past(client, job, digests, storage, fresh=fresh)
         searches = _open_searches(job, datasets, past.trials)
-        finished = past.experiment is not None and _is_finished(client, job, searches, past)
-        if not finished:
+        experiment = past.experiment
+        finished = experiment is not None and _is_finished(client, experiment, job, searches, past)
+        if experiment is None or not finished:
             console.print(_opening_line(job, searches), highlight=False)
             queue = queue or _start_ray(job, session, verbose=verbose)
             lanes = _check_cluster(job, datasets, str(client.tracking_uri))
-            experiment = past.experiment or _create_experiment(client, job, storage)
+            experiment = experiment or _create_experiment(client, job, storage)
             root = join(storage, job.name, experiment.experiment_id)
             store_job(job, digests, root)
             if past.described:
@@ -151,8 +155,8 @@ def run_job(
             )
             run.search_and_test(searches, lanes, queue, requests, console, stopwatch)
         if not finished or past.delivered or not past.described:
-            describe_job(client, job.name, console)
-        results = read_results(client, job.name)
+            describe_job(client, experiment, console)
+        results = read_results(client, experiment)
     console.print(*results_tables(results), *evidence_tables(results))
     console.print(time_table(searches))
     console.print(stopwatch.summary(), highlight=False)
@@ -226,16 +230,21 @@ def _read_past(
     )
 
 
-def _is_finished(client: MlflowClient, job: Job, searches: list[StudySearch], past: _Past) -> bool:
+def _is_finished(
+    client: MlflowClient,
+    experiment: Experiment,
+    job: Job,
+    searches: list[StudySearch],
+    past: _Past,
+) -> bool:
     """Whether all trials and replicates have ended and every dataset's winner is marked."""
     if not all(search.ended for search in searches):
         return False
     planned = {found.id for found in plan_replicates(searches, job.search.replicates)}
     if not planned <= past.ended_replicates:
         return False
-    marked = {
-        dataset: record_id(run.data.tags) for dataset, run in find_winners(client, job.name).items()
-    }
+    runs = find_winners(client, experiment.experiment_id)
+    marked = {dataset: record_id(run.data.tags) for dataset, run in runs.items()}
     winners = choose_winners(trial for search in searches for trial in search.trials)
     return all(
         dataset in winners and winners[dataset].id == marked.get(dataset)
@@ -248,9 +257,20 @@ def _experiment_of(client: MlflowClient, job: Job) -> Experiment | None:
 
     One that was deleted in the MLflow UI keeps its name, under which nothing can be logged: it is
     archived, and stays deleted.
+
+    Raises:
+        JobFileError: if the one of its name is somebody else's.
     """
     found = client.get_experiment_by_name(job.name)
-    if found is None or found.lifecycle_stage == LifecycleStage.ACTIVE:
+    if found is None:
+        return None
+    owner = found.tags.get(JOB_TAG)
+    if owner != job.name:
+        raise JobFileError(
+            f"name: the experiment {job.name!r} in the tracking store is not this job's (its tag "
+            f"{JOB_TAG} is {'missing' if owner is None else repr(owner)}); choose another name"
+        )
+    if found.lifecycle_stage == LifecycleStage.ACTIVE:
         return found
     client.restore_experiment(found.experiment_id)
     client.rename_experiment(found.experiment_id, _archive_name(job))
@@ -274,7 +294,7 @@ def _create_experiment(client: MlflowClient, job: Job, storage: str) -> Experime
     experiment_id = client.create_experiment(
         job.name,
         artifact_location=join(storage, "mlflow-artifacts", job.name) if on_file else None,
-        tags={"pwiser.job": job.name, "mlflow.experimentKind": "custom_model_development"},
+        tags={JOB_TAG: job.name, "mlflow.experimentKind": "custom_model_development"},
     )
     return client.get_experiment(experiment_id)
 

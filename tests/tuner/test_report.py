@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 from mlflow.tracking import MlflowClient
+from rich.console import Console
 
 from datasets import Dataset
 from tuner.cli import run
+from tuner.description import describe_job, is_described
 from tuner.errors import JobNotFoundError
 from tuner.job import Job
 from tuner.job_search import JobSearch
@@ -28,6 +30,7 @@ from tuner.report import (
     read_report,
     study_figures,
 )
+from tuner.results import find_experiment
 from tuner.search import StudySearch
 from tuner.study import Study, TrialState
 from tuner.tracking import Tracker, connect
@@ -115,7 +118,8 @@ def tracking(tmp_path_factory: pytest.TempPathFactory, tiny_dataset: Dataset) ->
 
 @pytest.fixture(scope="module")
 def shown(tracking: str) -> JobReport:
-    return read_report(connect(tracking), "shown")
+    client = connect(tracking)
+    return read_report(client, find_experiment(client, "shown"))
 
 
 def test_a_report_counts_what_was_run(shown: JobReport) -> None:
@@ -159,7 +163,8 @@ def test_html_is_one_file_that_needs_nothing_else(shown: JobReport) -> None:
 
 
 def test_a_pareto_study_shows_its_front_and_no_verdict_without_replicates(tracking: str) -> None:
-    report = read_report(connect(tracking), "pareto")
+    client = connect(tracking)
+    report = read_report(client, find_experiment(client, "pareto"))
     assert report.studies[0].objectives == ("ctr_auc", "ctcvr_auc")
     page = html_page(report)
     assert page.count("<figcaption>Pareto front of the objectives</figcaption>") == 2
@@ -173,7 +178,7 @@ def test_a_report_does_without_a_job_file_that_the_store_never_got(
     log_job(client, tmp_path / "bare", tiny_dataset, make_job(tiny_dataset, "bare"))
     for found in (tmp_path / "bare").rglob("job.yaml"):
         found.unlink()
-    report = read_report(client, "bare")
+    report = read_report(client, find_experiment(client, "bare"))
     assert report.num_trials == 2 * NUM_TRIALS
     assert report.job_file.startswith("# job 'bare': its job file is not in the tracking store")
     assert report.job_file in markdown_page(report)
@@ -190,8 +195,22 @@ def test_figures_take_a_setting_that_is_a_number_here_and_none_there(shown: JobR
 
 
 def test_a_job_without_trials_is_told_so(tracking: str) -> None:
+    client = connect(tracking)
     with pytest.raises(JobNotFoundError, match="job 'empty': has no trial yet"):
-        read_report(connect(tracking), "empty")
+        read_report(client, find_experiment(client, "empty"))
+
+
+def test_a_job_that_was_renamed_while_it_ran_is_described_where_it_is(
+    tmp_path: Path, tiny_dataset: Dataset
+) -> None:
+    client = connect(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    log_job(client, tmp_path / "bare", tiny_dataset, make_job(tiny_dataset, "bare"))
+    experiment = find_experiment(client, "bare")
+    client.rename_experiment(experiment.experiment_id, "renamed")
+    taken = client.create_experiment("bare", tags={"pwiser.job": "bare"})
+    describe_job(client, experiment, Console())
+    assert is_described(client.get_experiment(experiment.experiment_id))
+    assert not is_described(client.get_experiment(taken))
 
 
 @pytest.fixture

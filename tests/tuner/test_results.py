@@ -11,7 +11,7 @@ from tuner.job_search import JobSearch
 from tuner.messages import Report
 from tuner.outbox import Outbox
 from tuner.records import RecordWriter
-from tuner.results import METRICS, read_results
+from tuner.results import METRICS, find_experiment, read_results
 from tuner.search import StudySearch
 from tuner.study import Study, Trial
 from tuner.tracking import Tracker, connect
@@ -84,7 +84,7 @@ def test_the_winner_is_read_back_as_it_was(
     client: MlflowClient, finished: dict[str, Trial]
 ) -> None:
     winner = finished["winner"]
-    result = read_results(client, "finished")
+    result = read_results(client, find_experiment(client, "finished"))
     (run,) = client.search_runs(
         [client.get_experiment_by_name("finished").experiment_id],
         filter_string="tags.`pwiser.winner` = 'true'",
@@ -116,10 +116,22 @@ def test_a_job_without_a_winner_is_told_so(
 ) -> None:
     search_job(client, tmp_path, tiny_dataset, "unfinished", "dnn")
     with pytest.raises(JobNotFoundError) as caught:
-        read_results(client, "unfinished")
+        read_results(client, find_experiment(client, "unfinished"))
     assert str(caught.value) == (
         "job 'unfinished': has no winner yet; it is still running or was stopped (see pwiser ui)"
     )
+
+
+def test_a_job_whose_name_another_has_taken_is_read_by_its_experiment(
+    client: MlflowClient, finished: dict[str, Trial]
+) -> None:
+    experiment = find_experiment(client, "finished")
+    before = read_results(client, experiment)
+    client.rename_experiment(experiment.experiment_id, "archived")
+    taken = client.create_experiment("finished", tags={"pwiser.job": "finished"})
+    assert read_results(client, experiment) == before
+    client.rename_experiment(taken, "taken")
+    client.rename_experiment(experiment.experiment_id, "finished")
 
 
 def test_an_unknown_job_is_told_with_the_known_ones(
@@ -127,7 +139,7 @@ def test_an_unknown_job_is_told_with_the_known_ones(
 ) -> None:
     client.create_experiment("somebody else's")
     with pytest.raises(JobNotFoundError) as caught:
-        read_results(client, "finnished")
+        find_experiment(client, "finnished")
     message = str(caught.value)
     assert message.startswith("job 'finnished': not in the tracking store; it holds finished")
     assert "somebody" not in message
@@ -136,7 +148,7 @@ def test_an_unknown_job_is_told_with_the_known_ones(
 def test_a_deleted_job_is_unknown(client: MlflowClient) -> None:
     client.delete_experiment(client.create_experiment("gone", tags={"pwiser.job": "gone"}))
     with pytest.raises(JobNotFoundError, match=r"^job 'gone': not in the tracking store; it holds"):
-        read_results(client, "gone")
+        find_experiment(client, "gone")
 
 
 def test_a_reading_command_needs_a_store_that_is_there(

@@ -24,6 +24,7 @@ from datasets import prepare_table
 from datasets.schema import Schema
 from tuner.cli import run
 from tuner.cluster import connected
+from tuner.tracking import connect
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -315,6 +316,35 @@ def test_a_job_whose_experiment_was_deleted_in_the_ui_begins_anew(
     archived = client.get_experiment(deleted)
     assert archived.lifecycle_stage == "deleted"
     assert archived.name.startswith(f"{name}-archived-")
+
+
+@pytest.mark.parametrize("options", [(), ("--fresh",)], ids=["tune", "fresh"])
+@pytest.mark.parametrize("deleted", [False, True], ids=["active", "deleted"])
+@pytest.mark.parametrize(
+    ("tags", "tag"), [({}, "missing"), ({"pwiser.job": "other"}, "'other'")], ids=["none", "other"]
+)
+def test_an_experiment_of_somebody_else_is_left_as_it_is(
+    workshop: Workshop,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: tuple[str, ...],
+    deleted: bool,
+    tags: dict[str, str],
+    tag: str,
+) -> None:
+    name = f"fraud-{len(options)}-{deleted}-{len(tags)}"
+    job = workshop.write_job(name=name, models=["dnn"])
+    client = connect(workshop.tracking)
+    theirs = client.create_experiment(name, tags=tags)
+    if deleted:
+        client.delete_experiment(theirs)
+    before = client.get_experiment(theirs)
+    assert pwiser(monkeypatch, "tune", str(job), *options) == 2
+    assert capsys.readouterr().err == (
+        f"pwiser: {job}: name: the experiment {name!r} in the tracking store is not this job's "
+        f"(its tag pwiser.job is {tag}); choose another name\n"
+    )
+    assert dict(client.get_experiment(theirs)) == dict(before)
 
 
 def test_a_begun_job_refuses_a_changed_file(

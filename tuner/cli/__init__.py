@@ -155,11 +155,12 @@ def best(
     """Show each dataset's winner: configuration, metrics beside its baseline's, checkpoint, run."""
     from rich.console import Console
 
-    from tuner.results import read_results
+    from tuner.results import find_experiment, read_results
     from tuner.tables import evidence_tables, results_tables
     from tuner.tracking_store import open_existing
 
-    results = read_results(open_existing(tracking), job)
+    client = open_existing(tracking)
+    results = read_results(client, find_experiment(client, job))
     if as_json:
         typer.echo(results.model_dump_json(indent=2))
         return
@@ -183,10 +184,12 @@ def export(
 ) -> None:
     """Export a winner: weights, configuration, schema and vocabularies, for trainables.load."""
     from tuner.export import export_winner
-    from tuner.results import read_results
+    from tuner.results import find_experiment, read_results
     from tuner.tracking_store import open_existing
 
-    export_winner(read_results(open_existing(tracking), job), dataset, out, form.program)
+    client = open_existing(tracking)
+    results = read_results(client, find_experiment(client, job))
+    export_winner(results, dataset, out, form.program)
     typer.echo(f"{out}: the winner of {job} on {dataset}; load it by trainables.load({str(out)!r})")
 
 
@@ -224,11 +227,12 @@ def register(
 ) -> None:
     """Make a winner the champion among its dataset's registered models, ready to be served."""
     from tuner.registry import CHAMPION, model_name, register_winner
-    from tuner.results import read_results
+    from tuner.results import find_experiment, read_results
     from tuner.tracking_store import hide_password, open_existing
 
     client = open_existing(tracking)
-    version = register_winner(client, read_results(client, job), dataset, force=force)
+    results = read_results(client, find_experiment(client, job))
+    version = register_winner(client, results, dataset, force=force)
     name = model_name(dataset)
     typer.echo(f"{name} version {version} is the {CHAMPION}; serve it by")
     typer.echo(
@@ -256,13 +260,14 @@ def report(
         raise typer.BadParameter("a page of HTML needs a file", param_hint="--out")
     client = open_existing(tracking)
     from tuner.report import html_page, json_page, markdown_page, read_report
+    from tuner.results import find_experiment
 
     pages = {
         ReportFormat.HTML: html_page,
         ReportFormat.MD: markdown_page,
         ReportFormat.JSON: json_page,
     }
-    text = pages[form](read_report(client, job))
+    text = pages[form](read_report(client, find_experiment(client, job)))
     if out is None:
         typer.echo(text)
         return

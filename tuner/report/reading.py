@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-from mlflow.entities import Run
+from mlflow.entities import Experiment, Run
 from mlflow.tracking import MlflowClient
 from pydantic import BaseModel, ConfigDict
 
@@ -16,7 +16,6 @@ from tuner.results import (
     METRICS,
     JobResult,
     Metrics,
-    find_experiment,
     find_winners,
     job_result,
     objectives_of,
@@ -137,19 +136,19 @@ class JobReport(BaseModel):
         return pruned / self.num_trials if self.num_trials else 0.0
 
 
-def read_report(client: MlflowClient, job: str) -> JobReport:
+def read_report(client: MlflowClient, experiment: Experiment) -> JobReport:
     """Read all that a report shows; a job that is still running is shown as far as it is.
 
     Raises:
-        JobNotFoundError: if the job is unknown, or has no trial yet.
+        JobNotFoundError: if the job has no trial yet.
     """
-    experiment_id = find_experiment(client, job).experiment_id
+    job, experiment_id = experiment.name, experiment.experiment_id
     all_trials = search_all(client, experiment_id, "trial")
     if not all_trials:
         raise JobNotFoundError(f"job {job!r}: has no trial yet; wait for its first one")
     trials = _by_study(all_trials)
     runs = sorted(search_all(client, experiment_id, "study"), key=lambda run: run.info.start_time)
-    winners, evidence = find_winners(client, job), read_evidence(client, job)
+    winners, evidence = find_winners(client, experiment_id), read_evidence(client, experiment_id)
     all_replicates = search_all(client, experiment_id, "replicate")
     replicates = _by_study(all_replicates)
     studies = tuple(
@@ -168,7 +167,7 @@ def read_report(client: MlflowClient, job: str) -> JobReport:
     begun = min(run.info.start_time for run in everything)
     return JobReport(
         job=job,
-        job_file=_job_file(client, job),
+        job_file=_job_file(client, experiment),
         versions=json.loads(runs[0].data.tags.get(VERSIONS_TAG, "{}")),
         studies=studies,
         results=job_result(client, job, winners, evidence) if winners else None,
@@ -183,10 +182,10 @@ def _by_study(runs: Iterable[Run]) -> dict[str, list[Run]]:
     return found
 
 
-def _job_file(client: MlflowClient, job: str) -> str:
+def _job_file(client: MlflowClient, experiment: Experiment) -> str:
     """The job's file, or a comment in its place: a job may have ended well without it."""
     try:
-        return read_job_file(client, job)
+        return read_job_file(client, experiment)
     except JobNotFoundError as error:
         return f"# {error}"
 
