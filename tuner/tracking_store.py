@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from datasets.errors import one_line
-from tuner.errors import JobNotFoundError, TrackingError
+from tuner.errors import TrackingError
 from tuner.storage import absolute_uri, local_path
 
 if TYPE_CHECKING:
@@ -95,14 +95,14 @@ def existing_uri(uri: str | None) -> str:
     """The store that a reading command uses: `uri`, or the default one of this directory.
 
     Raises:
-        JobNotFoundError: if it is a SQLite file that is not there.
+        TrackingError: if it is a SQLite file that is not there.
     """
     found = uri or default_uri(absolute_uri(DEFAULT_STORAGE))
     path = found.removeprefix("sqlite:///")
     if path != found and not Path(path).is_file():
-        raise JobNotFoundError(
-            f"{path}: no tracking store; run pwiser tune here first, or name the store of the job "
-            "by --tracking or MLFLOW_TRACKING_URI"
+        raise TrackingError(
+            f"{path}: no tracking store on this machine; pwiser tune makes one here, that of a job "
+            "elsewhere is named by --tracking or MLFLOW_TRACKING_URI"
         )
     return found
 
@@ -111,8 +111,7 @@ def open_existing(uri: str | None) -> "MlflowClient":
     """Open the store that `existing_uri` names.
 
     Raises:
-        JobNotFoundError: if it is a SQLite file that is not there.
-        TrackingError: if it cannot be reached or used.
+        TrackingError: if it is a SQLite file that is not there, or cannot be reached or used.
     """
     from tuner.tracking import connect
 

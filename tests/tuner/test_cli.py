@@ -206,8 +206,8 @@ def test_reading_without_a_store_is_told(
 ) -> None:
     options = ("--dataset", "tiny", "--out", "out") if command[0] == "export" else ()
     assert refused(pwiser(*command, *options)) == (
-        f"{tmp_path / 'pwiser' / 'mlflow.db'}: no tracking store; run pwiser tune here first, or "
-        "name the store of the job by --tracking or MLFLOW_TRACKING_URI"
+        f"{tmp_path / 'pwiser' / 'mlflow.db'}: no tracking store on this machine; pwiser tune "
+        "makes one here, that of a job elsewhere is named by --tracking or MLFLOW_TRACKING_URI"
     )
     assert list(tmp_path.iterdir()) == []
 

@@ -277,6 +277,11 @@ def test_a_job_is_watched_stopped_and_gone_on_with(
     assert {one.info.status for one in trials} == {"FINISHED"}
     assert started(ended).items() <= started(trials).items()
     assert [one.data.tags.get("pwiser.winner") for one in trials].count("true") == 1
+    elsewhere = f"sqlite:///{head.directory / 'elsewhere.db'}"
+    status = Client(head.address, tracking=elsewhere).status("story")
+    assert status.progress is None
+    assert status.fault is not None
+    assert status.fault.startswith(f"{head.directory / 'elsewhere.db'}: no tracking store on this")
     status = client.status("story")
     assert status.progress is not None
     assert (status.progress.done, status.progress.time_left_s) == (NUM_TRIALS, 0.0)

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from datasets import Dataset
-from tuner.errors import JobNotFoundError
+from tuner.errors import JobNotFoundError, TrackingError
 from tuner.job import Job
 from tuner.job_progress import JobProgress, StudyProgress
 from tuner.job_records import read_progress
@@ -230,10 +230,10 @@ def test_a_job_file_that_is_out_of_reach_is_told(tracked: TrackedJob, tmp_path: 
 
 
 def test_a_store_that_is_not_there_is_not_made(tmp_path: Path) -> None:
-    with pytest.raises(JobNotFoundError) as caught:
+    with pytest.raises(TrackingError) as caught:
         open_existing(f"sqlite:///{tmp_path / 'mlflow.db'}")
     assert str(caught.value) == (
-        f"{tmp_path / 'mlflow.db'}: no tracking store; run pwiser tune here first, or name the "
-        "store of the job by --tracking or MLFLOW_TRACKING_URI"
+        f"{tmp_path / 'mlflow.db'}: no tracking store on this machine; pwiser tune makes one here, "
+        "that of a job elsewhere is named by --tracking or MLFLOW_TRACKING_URI"
     )
     assert list(tmp_path.iterdir()) == []

@@ -157,13 +157,13 @@ def test_a_reading_command_needs_a_store_that_is_there(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
     expected = (
-        "{}: no tracking store; run pwiser tune here first, or name the store of the job by "
-        "--tracking or MLFLOW_TRACKING_URI"
+        "{}: no tracking store on this machine; pwiser tune makes one here, that of a job "
+        "elsewhere is named by --tracking or MLFLOW_TRACKING_URI"
     )
-    with pytest.raises(JobNotFoundError) as caught:
+    with pytest.raises(TrackingError) as caught:
         existing_uri(None)
     assert str(caught.value) == expected.format(tmp_path / "pwiser" / "mlflow.db")
-    with pytest.raises(JobNotFoundError) as caught:
+    with pytest.raises(TrackingError) as caught:
         existing_uri("sqlite:///other.db")
     assert str(caught.value) == expected.format("other.db")
     assert list(tmp_path.iterdir()) == []
