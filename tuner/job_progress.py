@@ -2,6 +2,8 @@
 
 from pydantic import BaseModel, ConfigDict
 
+from tuner.clock import clock
+
 __all__ = ["JobProgress", "StudyProgress"]
 
 
@@ -12,10 +14,12 @@ class StudyProgress(BaseModel):
         trials: that there will be.
         done: that have ended for good; stopped ones will run again.
         replicates: of its winner that have ended; they follow the search.
+        planned_replicates: that there will be; those that have ended, before the search has.
         running: that a lane has, or that wait for one.
         best: the highest score of an evaluation so far, in the order of the job's objective.
         best_trial: its trial's number.
-        time_left_s: at the pace of the trials so far; None before the first has ended.
+        time_left_s: of the search, at the pace of the trials so far; None before the first has
+            ended, and while replicates are left.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -25,6 +29,7 @@ class StudyProgress(BaseModel):
     trials: int
     done: int
     replicates: int
+    planned_replicates: int
     running: int
     pruned: int
     failed: int
@@ -57,7 +62,28 @@ class JobProgress(BaseModel):
         return max((study.best for study in self.studies if study.best is not None), default=None)
 
     @property
+    def replicates(self) -> int:
+        """Replicates of all studies that have ended."""
+        return sum(study.replicates for study in self.studies)
+
+    @property
+    def planned_replicates(self) -> int:
+        """Replicates of all studies whose search has ended."""
+        return sum(study.planned_replicates for study in self.studies)
+
+    @property
     def time_left_s(self) -> float | None:
-        """Time left for all studies; None while it is unknown for one that is not done."""
-        parts = [study.time_left_s for study in self.studies if study.done < study.trials]
+        """Time left for the search of all studies; None while it is unknown for one of them.
+
+        It is unknown, too, once nothing but replicates is left.
+        """
+        unsearched = [study for study in self.studies if study.done < study.trials]
+        parts = [study.time_left_s for study in unsearched or self.studies]
         return None if None in parts else sum(part for part in parts if part is not None)
+
+    @property
+    def left(self) -> str:
+        """What is left, in words: the time of the search, or what is done of the replicates."""
+        if self.done == self.trials and self.replicates < self.planned_replicates:
+            return f"{self.replicates} of {self.planned_replicates} replicates done"
+        return f"{clock(self.time_left_s)} left"

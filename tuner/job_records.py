@@ -8,7 +8,7 @@ from mlflow.tracking import MlflowClient
 from tuner.job_progress import JobProgress, StudyProgress
 from tuner.results import WINNER_TRIAL_TAG, find_experiment, search_all
 from tuner.study import TrialState
-from tuner.tracking import LANES_TAG, SECONDS_METRICS, TRIALS_TAG
+from tuner.tracking import LANES_TAG, REPLICATES_TAG, SECONDS_METRICS, TRIALS_TAG
 
 __all__ = ["read_progress"]
 
@@ -47,6 +47,9 @@ def _study_progress(parent: Run, trials: list[Run], num_replicates: int) -> Stud
     states = [_state(run) for run in trials]
     num_done = sum(state.final for state in states)
     num_trials = int(tags.get(TRIALS_TAG, len(trials)))
+    num_planned = int(tags.get(REPLICATES_TAG, num_replicates))
+    replicating = num_done >= num_trials and num_replicates < num_planned
+    lanes = int(tags.get(LANES_TAG, 1))
     best, best_trial = max(
         ((score, -int(run.data.tags["pwiser.trial"])) for run, score in _scores(trials)),
         default=(None, None),
@@ -57,12 +60,13 @@ def _study_progress(parent: Run, trials: list[Run], num_replicates: int) -> Stud
         trials=num_trials,
         done=num_done,
         replicates=num_replicates,
+        planned_replicates=num_planned,
         running=states.count(TrialState.RUNNING),
         pruned=states.count(TrialState.PRUNED),
         failed=states.count(TrialState.FAILED),
         best=best,
         best_trial=None if best_trial is None else -best_trial,
-        time_left_s=_time_left_s(trials, num_done, num_trials, int(tags.get(LANES_TAG, 1))),
+        time_left_s=None if replicating else _time_left_s(trials, num_done, num_trials, lanes),
     )
 
 

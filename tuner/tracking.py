@@ -24,7 +24,7 @@ from tuner.evidence import Evidence
 from tuner.job import Job
 from tuner.messages import Report, Seconds
 from tuner.records import REFUSALS, EndRun, LogRun, MarkWinner, RecordWriter, StartRun
-from tuner.replicates import Replicate
+from tuner.replicates import Replicate, plan_replicates
 from tuner.results import (
     CHECKPOINT_TAG,
     DATASET_TAG,
@@ -41,6 +41,7 @@ from tuner.versions import installed_versions
 
 __all__ = [
     "LANES_TAG",
+    "REPLICATES_TAG",
     "SECONDS_METRICS",
     "STATUSES",
     "TRIALS_TAG",
@@ -68,6 +69,8 @@ MAX_TAG_LENGTH = 5000
 SUMMARY_STEP = 0  # one step, so that of a trial that was run again the last summary is shown
 TRIALS_TAG = "pwiser.trials"
 LANES_TAG = "pwiser.lanes"
+REPLICATES_TAG = "pwiser.replicates"
+"""Of a study's run: how many replicates of its winner there will be, once it has ended."""
 VERSIONS_TAG = "pwiser.versions"
 SECONDS_METRICS = ("time/setup_s", "time/training_s", "time/evaluation_s", "time/overhead_s")
 DIGEST_LENGTH = 36  # MLflow keeps no longer digest of an input; the tag has all of it
@@ -227,7 +230,10 @@ class Tracker:
             "KILLED" if any(t.state is TrialState.STOPPED for t in search.trials) else "FINISHED"
         )
         winner = choose_winner(search.trials)
-        tags = {} if winner is None else {WINNER_TRIAL_TAG: str(winner.number)}
+        replicates = plan_replicates([search], self._job.search.replicates)
+        tags = {REPLICATES_TAG: str(len(replicates))}
+        if winner is not None:
+            tags[WINNER_TRIAL_TAG] = str(winner.number)
         self._end(search.study.name, status, tags)
 
     def log_test(self, trial: Trial) -> None:

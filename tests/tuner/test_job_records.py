@@ -11,9 +11,10 @@ from tuner.job_search import JobSearch
 from tuner.messages import Ended, Report, Seconds
 from tuner.outbox import Outbox
 from tuner.records import RecordWriter
+from tuner.replicates import Replicate, plan_replicates
 from tuner.results import find_experiment, read_job_file
 from tuner.search import StudySearch
-from tuner.study import Study, Trial
+from tuner.study import Study, Trial, TrialState
 from tuner.tracking import Tracker, connect
 from tuner.tracking_store import open_existing
 
@@ -60,6 +61,11 @@ class TrackedJob:
         self.search.evaluated(trial, report(1, value))
         self.search.ended(trial, report(2, value, last=True))
         return trial
+
+    def replicate(self, replicate: Replicate) -> None:
+        self.tracker.replicate_started(replicate)
+        replicate.state = TrialState.COMPLETE
+        self.tracker.replicate_ended(replicate)
 
     def progress(self) -> JobProgress:
         self.tracker.close()
@@ -108,6 +114,7 @@ def test_a_job_that_has_just_begun_has_no_best_and_no_time_left(tracked: Tracked
         trials=9,
         done=0,
         replicates=0,
+        planned_replicates=0,
         running=0,
         pruned=0,
         failed=0,
@@ -171,13 +178,34 @@ def test_one_trial_that_is_left_takes_one_lane(tracked: TrackedJob) -> None:
     assert of_model(tracked.progress(), "mmoe").time_left_s == pytest.approx(8)
 
 
+def test_a_job_that_is_searched_has_replicates_left_until_all_have_ended(
+    tracked: TrackedJob,
+) -> None:
+    for _ in range(18):
+        tracked.complete(0.7)
+    replicates = plan_replicates(tracked.studies, tracked.job.search.replicates)
+    assert len(replicates) == 10  # of each study's baseline, which is its winner
+    for replicate in replicates[:7]:
+        tracked.replicate(replicate)
+    progress = tracked.progress()
+    assert [(study.done, study.running) for study in progress.studies] == [(9, 0), (9, 0)]
+    assert [(study.replicates, study.time_left_s) for study in progress.studies] == [
+        (5, 0.0),
+        (2, None),
+    ]
+    assert (progress.done, progress.time_left_s) == (18, None)
+    assert progress.left == "7 of 10 replicates done"
+
+
 def test_a_job_that_is_done_has_no_time_left(tracked: TrackedJob) -> None:
     for _ in range(18):
         tracked.complete(0.7)
+    for replicate in plan_replicates(tracked.studies, tracked.job.search.replicates):
+        tracked.replicate(replicate)
     progress = tracked.progress()
-    assert [(study.done, study.running) for study in progress.studies] == [(9, 0), (9, 0)]
     assert [study.time_left_s for study in progress.studies] == [0.0, 0.0]
-    assert (progress.done, progress.time_left_s) == (18, 0.0)
+    assert (progress.replicates, progress.planned_replicates) == (10, 10)
+    assert (progress.done, progress.time_left_s, progress.left) == (18, 0.0, "00:00 left")
 
 
 def test_trials_that_failed_at_once_say_nothing_of_the_time_left(tracked: TrackedJob) -> None:

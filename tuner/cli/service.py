@@ -256,7 +256,7 @@ def _headline(found: "JobStatus") -> str:
         return f"{line}; {found.fault}"
     if found.progress is None:
         return f"{line}; no record in the tracking store yet"
-    return f"{line}; {clock(found.progress.time_left_s)} left"
+    return f"{line}; {found.progress.left}"
 
 
 def _jobs_table(found: "list[JobStatus]") -> "Table":
@@ -293,7 +293,7 @@ def _studies_table(found: "JobStatus") -> "Table":
             *(str(study.running), str(study.pruned), str(study.failed), _score(study.best)),
             "-" if study.best_trial is None else str(study.best_trial),
             clock(study.time_left_s),
-            str(study.replicates),
+            f"{study.replicates}/{study.planned_replicates}",
         )
     return table
 
