@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict, ValidationError
 from ray.dashboard.modules.job.pydantic_models import JobDetails
 
-from datasets import PwiserError
 from datasets.errors import one_line
-from tuner.errors import ClusterError, JobFileError, JobNotFoundError
+from tuner.errors import ClusterError, JobFileError, JobNotFoundError, TrackingError
 from tuner.job_progress import JobProgress
 from tuner.jobs_api import JobsApi, find_address
 from tuner.submission import Code, Purpose, Submission
@@ -188,21 +187,12 @@ class Client:
         Raises:
             JobNotFoundError: if the cluster knows no such job.
         """
-        from tuner.job_records import read_progress
-        from tuner.tracking_store import open_existing, tracking_fault
+        (found,) = self._statuses([self._find(job)])
+        return found
 
-        details = self._find(job)
-        found = _submitted(details)
-        try:
-            client = open_existing(self._tracking_uri(details))
-            return JobStatus(job=found, progress=read_progress(client, found.name))
-        except JobNotFoundError:
-            return JobStatus(job=found)
-        except Exception as error:
-            fault = error if isinstance(error, PwiserError) else tracking_fault(error)
-            if fault is None:
-                raise
-            return JobStatus(job=found, fault=str(fault))
+    def statuses(self) -> list[JobStatus]:
+        """Tell how far all submissions are that the cluster remembers, the newest first."""
+        return self._statuses(self._api.list())
 
     def logs(self, job: str, *, follow: bool = False) -> Iterator[str]:
         """Give what a job's driver printed, in pieces; with `follow` until the driver has ended.
@@ -287,6 +277,21 @@ class Client:
             f"job {job!r}: not on the cluster {self._api.address}; "
             f"it has {', '.join(names) or 'no job'}"
         )
+
+    def _statuses(self, known: list[JobDetails]) -> list[JobStatus]:
+        from tuner.job_records import ProgressReader
+
+        reader = ProgressReader()
+        statuses = []
+        for details in known:
+            found = _submitted(details)
+            try:
+                progress = reader.read(self._tracking_uri(details), found.name)
+            except TrackingError as error:
+                statuses.append(JobStatus(job=found, fault=str(error)))
+            else:
+                statuses.append(JobStatus(job=found, progress=progress))
+        return statuses
 
     def _job_file(self, name: str) -> str:
         for details in self._api.list():

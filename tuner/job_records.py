@@ -5,12 +5,60 @@ from collections import Counter
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
+from tuner.errors import JobNotFoundError, TrackingError
 from tuner.job_progress import JobProgress, StudyProgress
+from tuner.look import look
 from tuner.results import WINNER_TRIAL_TAG, find_experiment, search_all
 from tuner.study import TrialState
 from tuner.tracking import LANES_TAG, REPLICATES_TAG, SECONDS_METRICS, TRIALS_TAG
+from tuner.tracking_store import hide_password, open_existing, tracking_fault
 
-__all__ = ["read_progress"]
+__all__ = ["ProgressReader", "read_progress"]
+
+
+class ProgressReader:
+    """Reads how far jobs are; it opens each tracking store once, and looks at a fault once."""
+
+    def __init__(self) -> None:
+        self._clients: dict[str, MlflowClient] = {}
+        self._faults: dict[str, TrackingError] = {}
+
+    def read(self, uri: str, job: str) -> JobProgress | None:
+        """Read how far a job is; None before its first record.
+
+        Args:
+            uri: of its tracking store, as it is seen from here.
+            job: its name.
+
+        Raises:
+            TrackingError: if the store cannot be read from here; so for the next job of it, too.
+        """
+        if uri in self._faults:
+            raise self._faults[uri]
+        try:
+            return read_progress(self._open(uri), job)
+        except JobNotFoundError:
+            return None
+        except TrackingError as error:
+            self._faults[uri] = error
+            raise
+        except Exception as error:
+            fault = tracking_fault(error)
+            if fault is None:
+                raise
+            self._faults[uri] = fault
+            raise fault from error
+
+    def _open(self, uri: str) -> MlflowClient:
+        if uri not in self._clients:
+            client = look(lambda: open_existing(uri))
+            if client is None:
+                raise TrackingError(
+                    f"tracking.uri {hide_password(uri)}: does not answer; name the store as it is "
+                    "seen from here by --tracking or MLFLOW_TRACKING_URI"
+                )
+            self._clients[uri] = client
+        return self._clients[uri]
 
 
 def read_progress(client: MlflowClient, job: str) -> JobProgress:

@@ -2,8 +2,7 @@
 
 import os
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,13 +10,13 @@ from datasets import DatasetError, PwiserError
 from datasets.filesystem import locate
 from tuner.errors import JobFileError, TrackingRefusedError
 from tuner.job import Job, parse_job
+from tuner.look import look
 from tuner.tracking import connect
 from tuner.tuning import check_datasets
 
 __all__ = ["check_submission", "import_path"]
 
 MAX_JOB_FILE_BYTES = 64 * 1024  # it travels in an environment variable of the driver
-LOOK_TIMEOUT_S = 20.0
 
 
 def check_submission(
@@ -63,9 +62,7 @@ def check_submission(
 
 
 def _is_reachable(uri: str) -> bool:
-    found: list[bool] = []
-    _look(lambda: found.append(_exists(uri)))
-    return found == [True]
+    return look(lambda: _exists(uri)) is True
 
 
 def _exists(uri: str) -> bool:
@@ -82,7 +79,7 @@ def _exists(uri: str) -> bool:
 def _check_tracking(uri: str | None) -> None:
     """Complain of a store that answers and refuses us; one that does not answer is no fault yet."""
     if uri is not None and uri.startswith(("http://", "https://")):
-        _look(lambda: _complain_of_refusal(uri))
+        look(lambda: _complain_of_refusal(uri))
 
 
 def _complain_of_refusal(uri: str) -> None:
@@ -92,23 +89,6 @@ def _complain_of_refusal(uri: str) -> None:
         raise
     except PwiserError:
         return
-
-
-def _look(call: Callable[[], object]) -> None:
-    """Make a call and raise what it raises; leave it behind if it hangs, as behind a firewall."""
-    faults: list[Exception] = []
-
-    def look() -> None:
-        try:
-            call()
-        except Exception as error:  # noqa: BLE001 - raised below, in the thread that asked
-            faults.append(error)
-
-    thread = threading.Thread(target=look, name="look", daemon=True)
-    thread.start()
-    thread.join(LOOK_TIMEOUT_S)
-    if faults:
-        raise faults[0]
 
 
 @contextmanager

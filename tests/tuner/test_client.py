@@ -316,6 +316,7 @@ def assert_the_commands_say_the_same(
         assert json.loads(printed("status", "story", "--json")) == json.loads(
             client.status("story").model_dump_json()
         )
+        assert client.statuses() == [client.status(one.id) for one in client.jobs()]
         listed = json.loads(printed("jobs", "--json"))
         assert [one["job"]["id"] for one in listed] == [second.id, first.id]
         table = printed("jobs")

@@ -1,12 +1,14 @@
+import socket
 from pathlib import Path
 
 import pytest
 
+import tuner.look
 from datasets import Dataset
 from tuner.errors import JobNotFoundError, TrackingError
 from tuner.job import Job
 from tuner.job_progress import JobProgress, StudyProgress
-from tuner.job_records import read_progress
+from tuner.job_records import ProgressReader, read_progress
 from tuner.job_search import JobSearch
 from tuner.messages import Ended, Report, Seconds
 from tuner.outbox import Outbox
@@ -265,3 +267,33 @@ def test_a_store_that_is_not_there_is_not_made(tmp_path: Path) -> None:
         "that of a job elsewhere is named by --tracking or MLFLOW_TRACKING_URI"
     )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_job_without_a_record_is_no_fault_of_its_store(tracked: TrackedJob) -> None:
+    tracked.tracker.close()
+    reader = ProgressReader()
+    assert reader.read(tracked.uri, "jib") is None
+    found = reader.read(tracked.uri, tracked.job.name)
+    assert found is not None
+    assert found.job == tracked.job.name
+
+
+def test_a_store_that_never_answers_is_asked_once_for_all_of_its_jobs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tuner.look, "LOOK_TIMEOUT_S", 0.5)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    reader = ProgressReader()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        for job in ("a", "b"):
+            with pytest.raises(TrackingError) as caught:
+                reader.read(uri, job)
+            assert str(caught.value) == (
+                f"tracking.uri {uri}: does not answer; name the store as it is seen from here by "
+                "--tracking or MLFLOW_TRACKING_URI"
+            )
+        silent.accept()[0].close()
+        silent.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            silent.accept()

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-import tuner.submission_check
+import tuner.look
 from datasets import Dataset, DatasetError
 from tuner.errors import JobFileError, TrackingRefusedError
 from tuner.job import Job
@@ -120,7 +120,7 @@ def test_a_dataset_out_of_reach_is_left_to_the_cluster(
 def test_a_dataset_that_never_answers_is_left_to_the_cluster(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tuner.submission_check, "LOOK_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(tuner.look, "LOOK_TIMEOUT_S", 0.5)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")

@@ -111,8 +111,7 @@ def jobs(
 
     from tuner.client import Client
 
-    client = Client(address, tracking=tracking)
-    found = [client.status(job.id) for job in client.jobs()]
+    found = Client(address, tracking=tracking).statuses()
     if as_json:
         typer.echo(f"[{', '.join(status.model_dump_json() for status in found)}]")
         return
