@@ -65,7 +65,9 @@ class Evidence(BaseModel):
         seeds: that both were trained with.
         objective: winner against baseline by what the search maximised; decides the verdict.
         metrics: the same for each metric that is defined for all seeds.
-        verdict: better, worse or no difference shown.
+        verdict: better, worse or no difference shown; never better where the winner failed.
+        failed_baselines: seeds with which plain BCE failed.
+        failed_winners: seeds with which the winner failed.
         method: of the interval.
     """
 
@@ -78,12 +80,32 @@ class Evidence(BaseModel):
     objective: Comparison
     metrics: dict[str, Comparison]
     verdict: Verdict
+    failed_baselines: tuple[int, ...] = ()
+    failed_winners: tuple[int, ...] = ()
     method: str = METHOD
+
+    @property
+    def failures(self) -> str | None:
+        """Which replicates failed, and what follows, in one line; None where none did."""
+        parts = []
+        if self.failed_winners:
+            name = "PWiseR" if self.loss["alpha"] else "BCE"
+            parts.append(
+                f"failed with {name}: {_listed(self.failed_winners)} "
+                "(a winner that fails is not called better)"
+            )
+        if self.failed_baselines:
+            parts.append(f"failed with BCE: {_listed(self.failed_baselines)}")
+        return "; ".join(parts) or None
 
     @property
     def single_task(self) -> bool:
         """Whether the model has one head: its score is no conversion probability to have a loss."""
         return "ctcvr_logloss" not in self.metrics
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
 def compare(baseline: Sequence[float], winner: Sequence[float]) -> Comparison:
@@ -128,8 +150,13 @@ def weigh(
     objectives: Sequence[Objective],
     baselines: Mapping[int, Metrics],
     winners: Mapping[int, Metrics],
+    failed_baselines: Sequence[int] = (),
+    failed_winners: Sequence[int] = (),
 ) -> Evidence | None:
     """Weigh the replicates of one study.
+
+    A winner that failed with any seed is not better *whatever the seed*: where the seeds that are
+    left would say so, no difference is shown.
 
     Args:
         model: of the study.
@@ -139,6 +166,8 @@ def weigh(
         baselines: test metrics of the winner with alpha 0 by seed; those of seeds that failed are
             not there.
         winners: the same of the winner.
+        failed_baselines: those seeds of the winner with alpha 0.
+        failed_winners: those of the winner.
 
     Returns:
         None where fewer than two seeds have both.
@@ -170,6 +199,9 @@ def weigh(
         if all(len(part) == len(seeds) for part in pair):
             metrics[name] = compare(*pair)
     objective = compare(scores(baselines), scores(winners))
+    verdict = objective.verdict
+    if failed_winners and verdict == "better":
+        verdict = "no difference shown"
     return Evidence(
         model=model,
         winner=winner,
@@ -177,5 +209,7 @@ def weigh(
         seeds=tuple(seeds),
         objective=objective,
         metrics=metrics,
-        verdict=objective.verdict,
+        verdict=verdict,
+        failed_baselines=tuple(sorted(failed_baselines)),
+        failed_winners=tuple(sorted(failed_winners)),
     )

@@ -84,10 +84,11 @@ def _check_evidence(job: str, dataset: str, result: DatasetResult) -> None:
         )
     if found.verdict != "better":
         shown = found.objective
+        failures = f"; {found.failures}" if found.failures else ""
         raise EvidenceError(
             f"job {job!r}: the winner of {dataset} against BCE over {len(found.seeds)} seeds: "
             f"{found.verdict} ({shown.difference:+.4f}, 95% interval {shown.low:+.4f} to "
-            f"{shown.high:+.4f}); register it nevertheless with --force"
+            f"{shown.high:+.4f}){failures}; register it nevertheless with --force"
         )
 
 

@@ -198,7 +198,7 @@ def read_evidence(client: MlflowClient, experiment_id: str) -> dict[str, dict[st
     replicates: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for run in search_all(client, experiment_id, "replicate"):
         tags = run.data.tags
-        if tags.get("pwiser.state") == "complete":
+        if tags.get("pwiser.state") in ("complete", "failed"):
             replicates[tags["pwiser.study"], tags["pwiser.trial"]].append(run)
     evidence: dict[str, dict[str, Evidence]] = defaultdict(dict)
     studies = search_all(client, experiment_id, "study")
@@ -218,6 +218,8 @@ def read_evidence(client: MlflowClient, experiment_id: str) -> dict[str, dict[st
             objectives=objectives_of(study),
             baselines=_test_metrics(plain if loss["alpha"] else own),
             winners=_test_metrics(own),
+            failed_baselines=_failed_seeds(plain),
+            failed_winners=_failed_seeds(own),
         )
         if found is not None:
             evidence[tags[DATASET_TAG]][tags["pwiser.model"]] = found
@@ -231,8 +233,20 @@ def objectives_of(study: Run) -> tuple[Objective, ...]:
 
 
 def _test_metrics(runs: list[Run]) -> dict[int, Metrics]:
-    """The test metrics of one trial's replicates, by seed."""
-    return {int(run.data.tags["pwiser.seed"]): _metrics(run.data.metrics)["test"] for run in runs}
+    """The test metrics of one trial's replicates by seed, of those that did not fail."""
+    return {_seed(run): _metrics(run.data.metrics)["test"] for run in runs if not _has_failed(run)}
+
+
+def _failed_seeds(runs: list[Run]) -> list[int]:
+    return [_seed(run) for run in runs if _has_failed(run)]
+
+
+def _seed(replicate: Run) -> int:
+    return int(replicate.data.tags["pwiser.seed"])
+
+
+def _has_failed(replicate: Run) -> bool:
+    return replicate.data.tags["pwiser.state"] == "failed"
 
 
 def read_job_file(client: MlflowClient, experiment: Experiment) -> str:

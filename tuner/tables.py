@@ -87,8 +87,19 @@ def _evidence_title(name: str, result: DatasetResult) -> str:
     )
 
 
+def _failure_lines(result: DatasetResult) -> list[str]:
+    return [
+        f"{model}: {evidence.failures}"
+        for model, evidence in result.evidence.items()
+        if evidence.failures
+    ]
+
+
 def evidence_tables(results: JobResult) -> list[Table]:
-    """Lay out what the replicates show, a table per dataset that has any."""
+    """Lay out what the replicates show, a table per dataset that has any.
+
+    Those that failed are named below it.
+    """
     tables = []
     for name, result in results.datasets.items():
         if not result.evidence:
@@ -96,6 +107,8 @@ def evidence_tables(results: JobResult) -> list[Table]:
         table = Table(
             title=_evidence_title(name, result),
             title_justify="left",
+            caption="\n".join(_failure_lines(result)) or None,
+            caption_justify="left",
             box=SIMPLE_HEAD,
             pad_edge=False,
             padding=(0, 1, 0, 0),
@@ -134,6 +147,7 @@ def results_markdown(results: JobResult) -> str:
             ]
             lines += [f"| {' | '.join(row)} |" for row in _evidence_rows(result)]
             lines.append("")
+            lines += [f"{line}\n" for line in _failure_lines(result)]
     return "\n".join(lines)
 
 

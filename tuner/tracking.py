@@ -124,12 +124,13 @@ def log_evidence(client: MlflowClient, run_id: str, evidence: Evidence) -> None:
     """Write what the replicates of a study show on the study's run."""
     shown = evidence.objective
     interval = f"{shown.difference:+.4f} [{shown.low:+.4f}, {shown.high:+.4f}]"
+    failures = f"; {evidence.failures}" if evidence.failures else ""
     client.log_batch(
         run_id,
         metrics=[Metric("evidence/difference", shown.difference, _now(), SUMMARY_STEP)],
         tags=[
             RunTag("pwiser.verdict", evidence.verdict),
-            RunTag("pwiser.evidence", f"{interval} over {len(evidence.seeds)} seeds"),
+            RunTag("pwiser.evidence", f"{interval} over {len(evidence.seeds)} seeds{failures}"),
         ],
     )
 

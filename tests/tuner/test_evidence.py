@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tuner.evidence import Comparison, compare, weigh
+from tuner.evidence import Comparison, Evidence, compare, weigh
 
 LOSS = {"alpha": 0.1, "m1": 0.3, "m2": 0.1, "gate": "hinge"}
 
@@ -82,6 +82,40 @@ def test_seeds_that_only_one_of_the_two_has_are_left_out() -> None:
     assert evidence.metrics.keys() == {"ctr_auc", "ctcvr_auc"}  # cvr_auc is undefined
     assert evidence.metrics["ctr_auc"] == compare([0.70, 0.71], [0.75, 0.77])
     assert (evidence.model, evidence.winner, evidence.loss) == ("mmoe", 3, LOSS)
+
+
+def weigh_with_failures(winners: dict[int, float], **failed: tuple[int, ...]) -> Evidence:
+    """Weigh a winner whose other seeds failed against a baseline of 0.7 on five seeds."""
+    found = weigh(
+        model="mmoe",
+        winner=3,
+        loss=LOSS,
+        objectives=("mean_auc",),
+        baselines={seed: metrics(0.7) for seed in range(1, 6)},
+        winners={seed: metrics(value) for seed, value in winners.items()},
+        **failed,
+    )
+    assert found is not None
+    return found
+
+
+def test_a_winner_that_failed_with_a_seed_is_not_better() -> None:
+    found = weigh_with_failures({1: 0.8, 2: 0.8}, failed_winners=(5, 3, 4))
+    assert found.objective.verdict == "better"
+    assert found.verdict == "no difference shown"
+    assert found.seeds == (1, 2)
+    assert found.failed_winners == (3, 4, 5)
+    assert found.failures == (
+        "failed with PWiseR: seeds 3, 4, 5 (a winner that fails is not called better)"
+    )
+    assert weigh_with_failures({1: 0.6, 2: 0.6}, failed_winners=(3,)).verdict == "worse"
+
+
+def test_a_baseline_that_failed_with_a_seed_is_named() -> None:
+    found = weigh_with_failures({1: 0.8, 2: 0.8, 6: 0.8}, failed_baselines=(6,))
+    assert found.verdict == "better"
+    assert found.failures == "failed with BCE: seed 6"
+    assert weigh_with_failures({1: 0.8, 2: 0.8}).failures is None
 
 
 def test_a_pareto_study_is_weighed_by_the_mean_of_its_objectives() -> None:

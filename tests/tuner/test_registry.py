@@ -77,7 +77,7 @@ class Finished:
     results: JobResult
     rows: pd.DataFrame
 
-    def with_evidence(self, *gains: float) -> JobResult:
+    def with_evidence(self, *gains: float, failed: tuple[int, ...] = ()) -> JobResult:
         evidence = weigh(
             model="mmoe",
             winner=1,
@@ -87,6 +87,7 @@ class Finished:
             winners={
                 seed: {"ctr_auc": 0.7 + gain, "ctcvr_auc": 0.8} for seed, gain in enumerate(gains)
             },
+            failed_winners=failed,
         )
         assert isinstance(evidence, Evidence)
         result = self.results.datasets["shop"].model_copy(update={"evidence": {"mmoe": evidence}})
@@ -152,6 +153,12 @@ def test_a_winner_that_is_not_shown_to_be_better_is_refused(
     assert "--force" in str(caught.value)
     with pytest.raises(JobNotFoundError, match="no such dataset"):
         register_winner(finished.client, results, "other")
+
+
+def test_a_winner_that_failed_with_fresh_seeds_is_refused(finished: Finished) -> None:
+    results = finished.with_evidence(0.01, 0.01, failed=(2, 3, 4))
+    with pytest.raises(EvidenceError, match=r"no difference shown .* PWiseR: seeds 2, 3, 4 "):
+        register_winner(finished.client, results, "shop")
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +51,17 @@ def make_job(dataset: Dataset, name: str, **search: Any) -> Job:
     return Job.model_validate(content | {"search": settings})
 
 
-def log_job(client: MlflowClient, directory: Path, dataset: Dataset, job: Job) -> None:
-    """Log a job whose trials get better by number; the last fails, and the one before is pruned."""
+def log_job(
+    client: MlflowClient,
+    directory: Path,
+    dataset: Dataset,
+    job: Job,
+    diverging: Collection[int] = (),
+) -> None:
+    """Log a job whose trials get better by number; the last fails, and the one before is pruned.
+
+    Of its winners' replicates two seeds are there, and `diverging`, which fail with PWiseR.
+    """
     experiment_id = client.create_experiment(
         job.name, artifact_location=str(directory), tags={"pwiser.job": job.name}
     )
@@ -85,8 +94,13 @@ def log_job(client: MlflowClient, directory: Path, dataset: Dataset, job: Job) -
         if trial.number == NUM_TRIALS - 1:
             found.ended(trial, Ended(kind="failed", reason="loss <nan>"))
     found.close()
-    for replicate in plan_replicates(searches, 2 if job.search.replicates else 0):
+    num_seeds = 2 + len(diverging) if job.search.replicates else 0
+    for replicate in plan_replicates(searches, num_seeds):
         tracker.replicate_started(replicate)
+        if replicate.seed in diverging and not replicate.plain:
+            replicate.state, replicate.failure = TrialState.FAILED, "loss <nan>"
+            tracker.replicate_ended(replicate)
+            continue
         value = 0.6 + (0.0 if replicate.plain else 0.05) + 0.02 * replicate.seed
         one_head = {"ctcvr_logloss": None} if replicate.study.model == "dnn" else {}
         replicate.test_metrics = metrics(value) | one_head
@@ -112,6 +126,8 @@ def tracking(tmp_path_factory: pytest.TempPathFactory, tiny_dataset: Dataset) ->
         },
     )
     log_job(client, directory / "pareto", tiny_dataset, pareto)
+    diverged = make_job(tiny_dataset, "diverged")
+    log_job(client, directory / "diverged", tiny_dataset, diverged, diverging=(3, 4, 5))
     client.create_experiment("empty", tags={"pwiser.job": "empty"})
     return uri
 
@@ -169,6 +185,19 @@ def test_a_pareto_study_shows_its_front_and_no_verdict_without_replicates(tracki
     page = html_page(report)
     assert page.count("<figcaption>Pareto front of the objectives</figcaption>") == 2
     assert "no evidence" in page
+
+
+def test_a_winner_that_diverged_with_some_seeds_is_shown_with_them(tracking: str) -> None:
+    report = read_report(connect(tracking), "diverged")
+    evidence = report.studies[0].evidence
+    assert evidence is not None
+    assert (evidence.seeds, evidence.failed_winners) == ((1, 2), (3, 4, 5))
+    assert evidence.failed_baselines == ()
+    assert evidence.objective.low > 0
+    assert evidence.verdict == "no difference shown"
+    line = "failed with PWiseR: seeds 3, 4, 5 (a winner that fails is not called better)"
+    assert line in markdown_page(report)
+    assert line in html_page(report)
 
 
 def test_a_report_does_without_a_job_file_that_the_store_never_got(

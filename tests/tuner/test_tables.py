@@ -69,6 +69,25 @@ def test_the_evidence_stands_per_study_with_its_verdict(results: JobResult) -> N
     assert "| better | difference | +0.1000±0.0000 | +0.0000±0.0000 | +0.1000±0.0000 |" in markdown
 
 
+def test_replicates_that_failed_stand_below_the_evidence(results: JobResult) -> None:
+    found = weigh(
+        model="mmoe",
+        winner=2,
+        loss={"alpha": 0.1, "m1": 0.3, "m2": 0.1, "gate": "hinge"},
+        objectives=("ctr_auc",),
+        baselines={seed: metrics(0.70, 0.6) for seed in range(1, 5)},
+        winners={1: metrics(0.80, 0.6), 2: metrics(0.82, 0.6)},
+        failed_winners=(3, 4),
+    )
+    assert found is not None
+    us = results.datasets["us"].model_copy(update={"evidence": {"mmoe": found}})
+    job = JobResult(job="job", datasets={"us": us})
+    (table,) = (shown(table) for table in evidence_tables(job))
+    line = "mmoe: failed with PWiseR: seeds 3, 4 (a winner that fails is not called better)"
+    assert line in " ".join(table)
+    assert line in results_markdown(job).splitlines()
+
+
 def shown(table: RenderableType) -> list[str]:
     """Give the lines of a table on a narrow terminal, without borders and spaces at the ends."""
     console = Console(file=io.StringIO(), width=WIDTH)
