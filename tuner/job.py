@@ -83,7 +83,7 @@ class SearchSettings(Settings):
         40,
         ge=1,
         description="of each study, its baseline and the paper's point among them; "
-        "a grid has all of its points where left out",
+        "a grid has all of its points where left out, else some from all over it",
     )
     replicates: int = Field(
         5,
@@ -94,7 +94,7 @@ class SearchSettings(Settings):
     objective: Objective | tuple[Objective, ...] = Field(
         "mean_auc", description="validation metric to maximise; a list makes a Pareto study"
     )
-    seed: int = Field(0, ge=0, description="of the sampler")
+    seed: int = Field(0, ge=0, description="of the sampler, and of the order of a grid's points")
 
     @field_validator("objective", mode="before")
     @classmethod

@@ -58,6 +58,7 @@ class StudyPlan(BaseModel):
     """One study.
 
     Attributes:
+        left_out: points of its grid that there are no trials for.
         replicates: trainings of its winner, with its loss and with plain BCE, after the search.
         parameters: weights of its model.
         steps: of one trial that is not pruned.
@@ -70,6 +71,7 @@ class StudyPlan(BaseModel):
     dataset: str
     model: str
     trials: int
+    left_out: int
     replicates: int
     parameters: int
     steps: int
@@ -163,6 +165,12 @@ def make_plan(
     )
     hours = (START_UP_S + work_s) / SECONDS_PER_HOUR
     notes = ["pruned trials end sooner: the search takes less time"] if _prunes(job) else []
+    notes += [
+        f"{study.dataset}/{study.model}: search.trials {study.trials} leaves out {study.left_out} "
+        "of the grid's points"
+        for study in studies
+        if study.left_out
+    ]
     sizes = [path for path in job.search.space if path.startswith("model.")]
     sizes += [path for path in job.search.space if path == "training.batch_size"]
     if sizes:
@@ -218,6 +226,7 @@ def _study_plan(
         dataset=dataset.name,
         model=model,
         trials=search.num_trials,
+        left_out=search.num_left_out,
         replicates=2 * job.search.replicates,
         parameters=probe.parameters,
         steps=epochs * steps,

@@ -33,7 +33,8 @@ class StudySearch:
 
     Trial 0 is the baseline: alpha 0, every other dimension at the job's own value. Trial 1 is the
     paper's point. Both run even where they lie outside the search space, and then Optuna does not
-    hear of them; the baseline is never pruned. A grid's points follow in the order of the job file.
+    hear of them; the baseline is never pruned. A grid's points follow in an order that the search's
+    seed shuffles, so that as many as there are trials for come from all over it.
 
     Args:
         study: what is searched.
@@ -42,6 +43,7 @@ class StudySearch:
     Attributes:
         trials: all so far, by number.
         num_trials: that there will be.
+        num_left_out: points of a grid that there are no trials for.
     """
 
     def __init__(self, study: Study, job: Job) -> None:
@@ -60,10 +62,14 @@ class StudySearch:
         self._unended: deque[Trial] = deque()
         self._points = [self.space.fixed_point(point) for point in (BASELINE_POINT, PAPER_POINT)]
         self.num_trials = self.settings.trials
+        self.num_left_out = 0
         if self.settings.sampler == "grid":
-            self._points += [point for point in self.space.grid() if point not in self._points]
+            grid = [point for point in self.space.grid() if point not in self._points]
+            order = np.random.default_rng(self.settings.seed).permutation(len(grid))
+            self._points += [grid[index] for index in order]
             wanted = job.search.trials if "trials" in job.search.model_fields_set else None
             self.num_trials = min(wanted or len(self._points), len(self._points))
+            self.num_left_out = len(self._points) - self.num_trials
 
     @property
     def exhausted(self) -> bool:

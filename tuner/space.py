@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,13 +30,21 @@ PAPER_POINT: dict[str, Any] = {
 """The paper's best configuration for Alibaba-US (docs/method.md)."""
 
 
+MAX_GRID_POINTS = 100_000
+
+
 class Dimension(Settings):
     """One dimension: a range from `low` to `high`, or a list of `values`."""
 
     low: float | None = Field(None, description="smallest value, included")
     high: float | None = Field(None, description="largest value, included")
     log: bool = Field(False, description="search the logarithm of the value; low must be above 0")
-    points: int | None = Field(None, ge=2, description="values of a range under the grid sampler")
+    points: int | None = Field(
+        None,
+        ge=2,
+        le=MAX_GRID_POINTS,
+        description="values of a range under the grid sampler",
+    )
     values: tuple[Any, ...] | None = Field(None, min_length=1, description="the values to try")
 
     @model_validator(mode="before")
@@ -126,9 +135,16 @@ class SearchSpace:
         """List every point of the grid, the last dimension changing first.
 
         Raises:
-            ConfigurationError: if a range says not how many points it has.
+            ConfigurationError: if a range says not how many points it has, or the grid has more
+                than `MAX_GRID_POINTS`.
         """
         axes = [self._grid_values(path) for path in self.dimensions]
+        num_points = math.prod(map(len, axes))
+        if num_points > MAX_GRID_POINTS:
+            raise ConfigurationError(
+                f"search.space: its grid has {num_points:,} points, more than {MAX_GRID_POINTS:,}; "
+                "give fewer points or values, or another sampler"
+            )
         return [
             dict(zip(self.dimensions, point, strict=True)) for point in itertools.product(*axes)
         ]

@@ -302,7 +302,10 @@ def _create_experiment(client: MlflowClient, job: Job, storage: str) -> Experime
 def _opening_line(job: Job, searches: list[StudySearch]) -> str:
     num_ended = sum(search.num_ended for search in searches)
     num_trials = sum(search.num_trials for search in searches)
+    num_left_out = sum(search.num_left_out for search in searches)
     line = f"job {job.name}: {len(searches)} studies, {num_trials} trials"
+    if num_left_out:
+        line += f" (search.trials leaves out {num_left_out} of the grid's points)"
     if num_ended:
         line += f", {num_ended} of which have ended already"
     return f"{line}; {'checking the cluster' if cluster_address() else 'starting Ray'}"

@@ -106,7 +106,14 @@ def test_a_grid_has_its_points_beside_the_baseline_and_the_papers(tiny_dataset: 
     search = {"sampler": "grid", "pruner": "none", "space": space}
     found = plan(tiny_dataset, lanes(2), search=search, models=["mmoe", "dnn"])
     assert [study.trials for study in found.studies] == [6, 6]
-    assert found.trials == 12
+    assert (found.trials, found.notes) == (12, ())
+
+
+def test_points_of_a_grid_that_are_left_out_are_noted(tiny_dataset: Dataset) -> None:
+    search = {"sampler": "grid", "pruner": "none", "trials": 40}
+    found = plan(tiny_dataset, lanes(2), search=search)
+    assert [study.left_out for study in found.studies] == [26]
+    assert found.notes == ("tiny/mmoe: search.trials 40 leaves out 26 of the grid's points",)
 
 
 def test_a_lane_needs_the_memory_of_the_largest_model_and_dataset(tiny_dataset: Dataset) -> None:

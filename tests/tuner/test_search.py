@@ -162,7 +162,7 @@ GRID = {
 }
 
 
-def test_a_grid_is_complete_in_order_and_without_duplicates() -> None:
+def test_a_grid_is_complete_and_without_duplicates() -> None:
     search = make_search(sampler="grid", space=GRID)
     baseline, paper, *rest = all_params(search)
     assert baseline["loss.alpha"] == 0.0
@@ -171,8 +171,10 @@ def test_a_grid_is_complete_in_order_and_without_duplicates() -> None:
         {"loss.alpha": alpha, "loss.m1": m1, "loss.m2": 0.1}
         for alpha, m1 in itertools.product([0.1, 0.3], [0.1, 0.3, 0.5])
     ]
-    assert rest == [point for point in points if point != paper]
+    expected = [point for point in points if point != paper]
+    assert sorted(rest, key=str) == sorted(expected, key=str)
     assert search.num_trials == len(search.trials) == 7
+    assert search.num_left_out == 0
 
 
 def test_a_grid_point_that_is_the_baseline_does_not_run_twice() -> None:
@@ -186,7 +188,17 @@ def test_a_grid_is_cut_off_at_the_number_of_trials() -> None:
     whole = all_params(make_search(sampler="grid", space=GRID))
     cut = make_search(sampler="grid", space=GRID, trials=4)
     assert all_params(cut) == whole[:4]
-    assert cut.num_trials == 4
+    assert (cut.num_trials, cut.num_left_out) == (4, 3)
+
+
+def test_fewer_trials_than_a_grid_has_points_cover_all_of_it() -> None:
+    first, again, other = (
+        all_params(make_search(sampler="grid", trials=40, seed=seed)) for seed in (0, 0, 1)
+    )
+    assert first == again
+    assert first[2:] != other[2:]
+    for path in ("loss.alpha", "loss.m1", "loss.m2"):
+        assert len({point[path] for point in first[2:16]}) == 4  # as many as the default has
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe"])

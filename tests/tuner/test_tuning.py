@@ -363,7 +363,11 @@ def test_a_begun_job_refuses_a_changed_file(
 
 @pytest.mark.parametrize("sampler", ["random", "grid"])
 def test_the_same_job_twice_gives_the_same_trials_and_metrics(
-    workshop: Workshop, ray_session: None, monkeypatch: pytest.MonkeyPatch, sampler: str
+    workshop: Workshop,
+    ray_session: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    sampler: str,
 ) -> None:
     space = {"loss.alpha": {"values": [0.01, 0.1]}, "training.weight_decay": {"values": [0.0, 0.1]}}
     search: dict[str, Any] = {"sampler": sampler, "trials": 5, "pruner": "none"}
@@ -380,6 +384,10 @@ def test_the_same_job_twice_gives_the_same_trials_and_metrics(
         )
     assert len(seen[0]) == 5
     assert seen[0] == seen[1]
+    told = " ".join(capsys.readouterr().out.split())
+    assert ("5 trials (search.trials leaves out 1 of the grid's points)" in told) == (
+        sampler == "grid"
+    )
 
 
 def test_a_lane_of_two_workers_finds_what_one_worker_finds(
