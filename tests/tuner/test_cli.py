@@ -165,6 +165,32 @@ def test_a_faulty_job_file_is_told_on_one_line(pwiser: Pwiser, tmp_path: Path) -
     )
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "export demo --dataset tiny --out {uri}",
+        "report demo --out {uri}",
+        "predict {uri} --input rows.csv --out scores.parquet",
+        "tune {uri}",
+        "submit {uri} --address http://head:8265",
+        "plan {uri}",
+        "plan job.yaml --working-dir {uri}",
+        "data prepare table --input rows.csv --schema {uri} --out data",
+        "data prepare aliccp --input {uri} --out data",
+        "data prepare aliexpress --raw --country nl --input {uri} --out data",
+    ],
+)
+def test_a_uri_where_a_local_path_is_needed_is_refused(
+    pwiser: Pwiser, tmp_path: Path, arguments: str
+) -> None:
+    ending = pwiser(*arguments.format(uri="s3://bucket/place").split())
+    assert refused(ending) == (
+        "s3://bucket/place: is a URI, where a path on this machine is needed; name one, and copy "
+        "from or to the URI with its storage's own tools"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_missing_dataset_is_told_before_anything_starts(pwiser: Pwiser, tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text("name: a\ndatasets: [missing]\n")
     assert refused(pwiser("tune", "job.yaml")) == (

@@ -12,7 +12,7 @@ from datasets.errors import PwiserError, one_line
 from tuner import __version__
 from tuner.cli.complaint import complain
 from tuner.cli.data import data_app
-from tuner.cli.options import JobName, Tracking
+from tuner.cli.options import JobFile, JobName, Tracking, local_path
 from tuner.cli.service import service_app
 from tuner.errors import JobFailedError, JobFileError, StorageError
 
@@ -120,7 +120,7 @@ def _root(
 
 @app.command(epilog="Example: pwiser tune examples/demo.yaml --fresh")
 def tune(
-    job_file: Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file.")],
+    job_file: JobFile,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Archive a job of this name, and start anew.")
     ] = False,
@@ -175,7 +175,10 @@ def best(
 def export(
     job: JobName,
     dataset: Annotated[str, typer.Option(help="Name of the dataset.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Directory to make; must not exist.")],
+    out: Annotated[
+        Path,
+        typer.Option(metavar="DIR", help="Directory to make; must not exist.", parser=local_path),
+    ],
     form: Annotated[
         ExportFormat,
         typer.Option("--format", help="pt2 and onnx also write the model as a program of its own."),
@@ -196,7 +199,8 @@ def export(
 @app.command(epilog="Example: pwiser predict exported/demo --input rows.csv --out scores.parquet")
 def predict(
     export_directory: Annotated[
-        Path, typer.Argument(metavar="EXPORT_DIR", help="What pwiser export wrote.")
+        Path,
+        typer.Argument(metavar="EXPORT_DIR", help="What pwiser export wrote.", parser=local_path),
     ],
     input: Annotated[  # noqa: A002  (the option's name)
         str,
@@ -246,7 +250,11 @@ def report(
     job: JobName,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="File to write; Markdown and JSON are printed without."),
+        typer.Option(
+            metavar="FILE",
+            help="File to write; Markdown and JSON are printed without.",
+            parser=local_path,
+        ),
     ] = None,
     form: Annotated[
         ReportFormat, typer.Option("--format", help="HTML is one file that needs nothing else.")

@@ -4,11 +4,13 @@ import json
 from contextlib import ExitStack
 from dataclasses import asdict
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tuner.cli.complaint import complain
+from tuner.cli.options import local_path
 from tuner.cli.progress import shown_progress
 
 if TYPE_CHECKING:
@@ -144,7 +146,10 @@ def prepare_table(
         ),
     ],
     schema: Annotated[
-        str, typer.Option("--schema", metavar="SCHEMA.yaml", help="The roles of the columns.")
+        Path,
+        typer.Option(
+            "--schema", metavar="SCHEMA.yaml", help="The roles of the columns.", parser=local_path
+        ),
     ],
     out: Out,
     valid: Annotated[
@@ -231,7 +236,7 @@ def prepare_aliexpress(
     with shown_progress() as report:
         if country is not None:
             manifest = datasets.prepare_aliexpress_raw(
-                input=input,
+                input=local_path(input),
                 country=country.value,
                 out=out,
                 valid_fraction=valid_fraction,
@@ -258,11 +263,12 @@ def prepare_aliexpress(
 def prepare_aliccp(
     *,
     input: Annotated[  # noqa: A002  (the option's name)
-        str,
+        Path,
         typer.Option(
             "--input",
             metavar="DIR",
             help="Holds sample_skeleton and common_features of train and test (csv, gz, zst, zip).",
+            parser=local_path,
         ),
     ],
     out: Out,

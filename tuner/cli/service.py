@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tuner.cli.options import JobName
+from tuner.cli.options import JobFile, JobName, local_path
 from tuner.clock import clock
 
 if TYPE_CHECKING:
@@ -41,7 +41,12 @@ JobId = Annotated[
 ]
 WorkingDir = Annotated[
     Path | None,
-    typer.Option("--working-dir", metavar="DIR", help="Directory of your own modules, sent along."),
+    typer.Option(
+        "--working-dir",
+        metavar="DIR",
+        help="Directory of your own modules, sent along.",
+        parser=local_path,
+    ),
 ]
 CodeOption = Annotated[
     CodeChoice,
@@ -61,7 +66,7 @@ Wait = Annotated[bool, typer.Option("--wait", help="Wait until the job has ended
 
 @service_app.command(epilog="Example: pwiser submit job.yaml --address http://head:8265 --wait")
 def submit(
-    job_file: Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file.")],
+    job_file: JobFile,
     address: Address = None,
     tracking: StoreFromHere = None,
     wait: Wait = False,
@@ -167,7 +172,7 @@ def stop(job: JobId, address: Address = None) -> None:
 
 @service_app.command(epilog="Example: pwiser plan job.yaml --address http://head:8265")
 def plan(
-    job_file: Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file.")],
+    job_file: JobFile,
     address: Address = None,
     tracking: StoreFromHere = None,
     working_dir: WorkingDir = None,
