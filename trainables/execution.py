@@ -129,15 +129,15 @@ def captures_steps(
     return possible and (cuda_graph == "on" or (cuda_graph == "auto" and model_name in MODELS))
 
 
-def check_can_compile(workers: Workers) -> None:
-    """Check that a model can be compiled for these workers.
+def check_can_compile(device: torch.device, num_workers: int) -> None:
+    """Check that a model can be compiled on this device for a lane of so many workers.
 
     Raises:
         ValueError: it cannot be.
     """
-    if workers.size > 1:
+    if num_workers > 1:
         raise ValueError("training.compile: true needs one worker per lane; set it to false")
-    if workers.device.type == "cpu" and not _has_cpp_compiler():
+    if device.type == "cpu" and not _has_cpp_compiler():
         raise ValueError(
             "training.compile: true needs a C++ compiler on the lane's node, g++ or the one that "
             "CXX names; install it there, or set it to false"

@@ -70,7 +70,7 @@ class Stepper:
                 can_reduce_sparse=workers.size == 1 or device.type == "cpu",
             )
             if settings.compile:
-                check_can_compile(workers)
+                check_can_compile(device, workers.size)
             self.parallel = _parallel(model, settings, workers)
             captures = captures_steps(
                 settings.cuda_graph, configuration.model, self.optimizers, workers

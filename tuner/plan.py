@@ -257,12 +257,12 @@ def _lane_plan(
     )
     evaluation_bytes = EVALUATION_BYTES * num_rows
     memory_bytes = max(probe.memory_bytes for probe in probes)
-    device_bytes = max(probe.device_bytes for probe in probes)
+    device_bytes = device_total_bytes = 0
     if lanes.gpus_per_worker:
-        device_bytes += evaluation_bytes
+        device_bytes = max(probe.device_bytes for probe in probes) + evaluation_bytes
+        device_total_bytes = min(probe.device_total_bytes for probe in probes)
     else:
         memory_bytes += evaluation_bytes
-    device_total_bytes = min(probe.device_total_bytes for probe in probes)
     limits = [node.memory_bytes for node in nodes if node.cpus and node.memory_bytes]
     if device_total_bytes:
         limits.append(int(min(lanes.gpus_per_worker, 1.0) * device_total_bytes))
@@ -278,7 +278,7 @@ def _lane_plan(
         memory_bytes=memory_bytes,
         data_bytes=data_bytes,
         device_bytes=device_bytes + data_bytes if lanes.gpus_per_worker else 0,
-        device_total_bytes=device_total_bytes if lanes.gpus_per_worker else 0,
+        device_total_bytes=device_total_bytes,
     )
 
 

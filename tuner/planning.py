@@ -31,7 +31,7 @@ __all__ = ["plan_job"]
 
 PROBE_TIMEOUT_S = 180.0
 
-Measure = Callable[[TrialConfiguration, TableShape, int, int], Probe]
+Measure = Callable[[TrialConfiguration, TableShape, int, int, float], Probe]
 
 
 def plan_job(job: Job) -> Plan:
@@ -51,14 +51,7 @@ def plan_job(job: Job) -> Plan:
     with connected():
         nodes = alive_nodes()
         lanes = _lanes_or_fault(lambda: plan_lanes(job.resources, nodes, free=free_resources()))
-
-        def measure_there(
-            configuration: TrialConfiguration, shape: TableShape, num_workers: int, threads: int
-        ) -> Probe:
-            gpus = lanes.gpus_per_worker if isinstance(lanes, Lanes) else 0
-            return _measure_on_cluster(configuration, shape, num_workers, threads, gpus)
-
-        return _plan(job, datasets, nodes, lanes, node_faults(check, nodes), measure_there)
+        return _plan(job, datasets, nodes, lanes, node_faults(check, nodes), _measure_on_cluster)
 
 
 def _plan(
@@ -70,14 +63,15 @@ def _plan(
     measure_one: Measure,
 ) -> Plan:
     num_workers, threads = job.resources.workers_per_lane, job.resources.cpus_per_worker or 1
+    gpus = 0.0
     if isinstance(lanes, Lanes):
-        threads = lanes.cpus_per_worker
+        threads, gpus = lanes.cpus_per_worker, lanes.gpus_per_worker
     probes = {}
     for name, dataset in datasets.items():
         for model in job.models:
             try:
                 probes[name, model] = measure_one(
-                    job.configuration(model), table_shape(dataset), num_workers, threads
+                    job.configuration(model), table_shape(dataset), num_workers, threads, gpus
                 )
             except PwiserError as error:
                 faults.append(f"{name}/{model}: {error}")
@@ -92,12 +86,16 @@ def _lanes_or_fault(fit: Callable[[], Lanes]) -> Lanes | ClusterError:
 
 
 def _measure_here(
-    configuration: TrialConfiguration, shape: TableShape, num_workers: int, threads: int
+    configuration: TrialConfiguration,
+    shape: TableShape,
+    num_workers: int,
+    threads: int,
+    gpus: float,
 ) -> Probe:
     """Measure in a process of its own, as a lane's worker is one."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        future = pool.submit(measure, configuration, shape, num_workers, threads)
+        future = pool.submit(measure, configuration, shape, num_workers, threads, gpus)
         try:
             return future.result()
         except BrokenProcessPool as error:
@@ -114,7 +112,7 @@ def _measure_on_cluster(
     gpus: float,
 ) -> Probe:
     task = ray.remote(num_cpus=threads, num_gpus=gpus, max_calls=1, max_retries=0)(measure)
-    reference = task.remote(configuration, shape, num_workers, threads)
+    reference = task.remote(configuration, shape, num_workers, threads, gpus)
     try:
         found: Probe = ray.get(reference, timeout=PROBE_TIMEOUT_S)
     except ray.exceptions.GetTimeoutError as error:

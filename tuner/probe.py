@@ -8,8 +8,9 @@ import torch
 
 from datasets.schema import NumericalType
 from trainables.configuration import TrainingSettings, TrialConfiguration
+from trainables.execution import check_can_compile
 from trainables.models import Inputs
-from trainables.training import DeviceImpressions, TrainingError, train
+from trainables.training import DeviceImpressions, train
 from trainables.workers import Workers
 
 __all__ = ["Probe", "TableShape", "measure"]
@@ -69,7 +70,11 @@ class Probe:
 
 
 def measure(
-    configuration: TrialConfiguration, shape: TableShape, num_workers: int, threads: int
+    configuration: TrialConfiguration,
+    shape: TableShape,
+    num_workers: int,
+    threads: int,
+    gpus: float,
 ) -> Probe:
     """Train a few steps on random rows of a dataset's shape, after as many to warm up.
 
@@ -80,12 +85,16 @@ def measure(
         shape: of the dataset.
         num_workers: of a lane, which share every batch.
         threads: of one worker.
+        gpus: of one worker; with 0 it is measured on the CPU, whatever the machine has.
+
+    Raises:
+        ValueError: if a lane of so many workers would refuse the configuration.
     """
     torch.set_num_threads(threads)
-    on_gpu = torch.cuda.is_available()
+    on_gpu = gpus > 0 and torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
     if num_workers > 1:
-        _refuse_for_several(configuration.training, on_gpu=on_gpu)
+        _refuse_for_several(configuration.training, device, num_workers)
     rows_per_step = max(configuration.training.batch_size // num_workers, 1)
     split = _random_rows(shape, rows_per_step * NUM_STEPS, device)
     short = configuration.replace(
@@ -113,14 +122,14 @@ def measure(
     )
 
 
-def _refuse_for_several(training: TrainingSettings, *, on_gpu: bool) -> None:
+def _refuse_for_several(training: TrainingSettings, device: torch.device, num_workers: int) -> None:
     """Refuse what a lane of several workers would, of which the probe is but one."""
     if training.compile:
-        raise TrainingError("training.compile: true needs one worker per lane; set it to false")
+        check_can_compile(device, num_workers)
     if training.cuda_graph == "on":
-        raise TrainingError("training.cuda_graph: on needs one worker per lane; set it to auto")
-    if training.embedding_optimizer == "sparse" and on_gpu:
-        raise TrainingError(
+        raise ValueError("training.cuda_graph: on needs one worker per lane; set it to auto")
+    if training.embedding_optimizer == "sparse" and device.type == "cuda":
+        raise ValueError(
             "training.embedding_optimizer: sparse needs gradients that several GPU workers cannot "
             "add up; set it to dense"
         )

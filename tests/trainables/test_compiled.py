@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from planted import CPU, INPUTS, TwoWorkers, finish, make_split, start
+from planted import CPU, INPUTS, finish, make_split, start
 from torch import Tensor, nn
 from torch._inductor import config as inductor
 
@@ -30,12 +30,12 @@ def no_cpp_compiler() -> Iterator[None]:
 
 @pytest.mark.usefixtures("no_cpp_compiler")
 def test_what_cannot_be_compiled_is_refused() -> None:
-    check_can_compile(Workers(device=GPU))
+    check_can_compile(GPU, 1)
     for device in (CPU, GPU):
         with pytest.raises(ValueError, match=r"^training\.compile: true needs one worker per lane"):
-            check_can_compile(TwoWorkers(device=device))
+            check_can_compile(device, 2)
     with pytest.raises(ValueError, match=r"^training\.compile: true needs a C\+\+ compiler"):
-        check_can_compile(Workers(device=CPU))
+        check_can_compile(CPU, 1)
 
 
 @pytest.mark.usefixtures("no_cpp_compiler")

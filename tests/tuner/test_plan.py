@@ -158,6 +158,15 @@ def test_what_is_too_large_for_a_share_of_a_gpu_is_streamed(tiny_dataset: Datase
         assert found.data_bytes == held
 
 
+def test_lanes_without_a_gpu_hold_the_data_whatever_the_probe_ran_on(tiny_dataset: Dataset) -> None:
+    gpu = {"device": "GPU", "device_bytes": GIB, "device_total_bytes": 80 * GIB}
+    probes = {("tiny", "mmoe"): Probe(**{**vars(PROBE), **gpu})}
+    found = plan(tiny_dataset, lanes(1, gpus=0.0), probes=probes).lanes
+    assert found is not None
+    assert found.data_bytes > 0
+    assert (found.device_bytes, found.device_total_bytes) == (0, 0)
+
+
 def test_memory_that_is_short_stands_in_the_way_on_each_such_node(tiny_dataset: Dataset) -> None:
     nodes = (
         node("small", cpus=1, memory_bytes=GIB),
