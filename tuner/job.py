@@ -23,6 +23,7 @@ from tuner.errors import JobFileError
 from tuner.messages import HANG_S
 from tuner.objective import OBJECTIVES, Objective
 from tuner.space import Dimension, SearchSpace, has_field
+from tuner.tracking_store import hide_password
 
 __all__ = [
     "Budget",
@@ -49,10 +50,12 @@ PASSWORD_PATTERN = r"://[^/@:]*:[^@]*@"  # with a slash in it too, as AWS's secr
 
 
 def _refuse_password(uri: str) -> None:
-    if re.search(PASSWORD_PATTERN, uri):
+    without = hide_password(uri)
+    if without != uri or re.search(PASSWORD_PATTERN, uri):
+        place = without.rpartition("@")[2].rpartition("://")[2]
         raise ValueError(
-            f"a password stands before {uri.rpartition('@')[2]}, and job files are kept and shown; "
-            "give it in the environment (MLFLOW_TRACKING_PASSWORD, AWS_SECRET_ACCESS_KEY)"
+            f"a password stands in the URI of {place}, and job files are kept and shown; give it "
+            "in the environment (MLFLOW_TRACKING_URI or _PASSWORD, AWS_SECRET_ACCESS_KEY)"
         )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote_plus
 
 from datasets.errors import one_line
 from tuner.errors import TrackingError
@@ -31,11 +32,25 @@ DEFAULT_STORAGE = "pwiser"
 DATABASE_FILE = "mlflow.db"
 RETRIES_VARIABLE = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 LOGIN_PATTERN = re.compile(r"(?<=://)[^/@:\s]*:[^@\s]*@")
+QUERY_PATTERN = re.compile(r"(?<=://)([^\s?]*)\?(\S*)")
+SECRET_PATTERN = re.compile(
+    r"(passw(or)?d|pwd|secret|token|account_?key|\bsig)[^=]*=", re.IGNORECASE
+)
+"""A parameter that is a password; one of ODBC's has others inside of it."""
 
 
 def hide_password(text: str) -> str:
-    """Leave user and password out of the URIs in a text: `MLFLOW_TRACKING_URI` may have them."""
-    return LOGIN_PATTERN.sub("", text)
+    """Leave passwords out of the URIs in a text: `MLFLOW_TRACKING_URI` may have them.
+
+    A login before the host goes with its user, a parameter of the query alone.
+    """
+    return LOGIN_PATTERN.sub("", QUERY_PATTERN.sub(_without_secrets, text))
+
+
+def _without_secrets(uri: re.Match[str]) -> str:
+    place, query = uri.groups()
+    kept = [part for part in query.split("&") if not SECRET_PATTERN.search(unquote_plus(part))]
+    return f"{place}?{'&'.join(kept)}" if kept else str(place)
 
 
 def http_status(error: "MlflowException") -> int:

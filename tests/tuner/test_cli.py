@@ -278,6 +278,17 @@ def test_the_ui_of_a_server_is_the_servers_own(pwiser: Pwiser) -> None:
     assert ending == (0, "the store is a server with a UI of its own: http://mlflow:5000\n", "")
 
 
+def test_the_ui_gets_its_store_where_no_process_list_shows_it(
+    pwiser: Pwiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda _, command: commands.append(command))
+    uri = "postgresql://user:secret@db/mlflow"
+    ending = pwiser("ui", "--tracking", uri)
+    assert "secret" not in ending.out + " ".join(commands[0])
+    assert os.environ["MLFLOW_BACKEND_STORE_URI"] == uri
+
+
 def test_a_ui_that_cannot_start_has_failed(tmp_path: Path) -> None:
     (tmp_path / "notes.db").write_text("not a database" * 100)
     done = subprocess.run(

@@ -418,21 +418,27 @@ def test_a_missing_file_a_directory_and_binary_content_are_named(tmp_path: Path)
     [
         ("tracking: {{uri: 'http://admin:{secret}@mlflow:5000'}}", "tracking.uri", "mlflow:5000"),
         ("storage: 's3://KEY:{secret}@bucket/jobs'", "storage", "bucket/jobs"),
+        (
+            "tracking: {{uri: 'postgresql://db:5432/mlflow?user=u&password={secret}'}}",
+            "tracking.uri",
+            "db:5432/mlflow?user=u",
+        ),
+        ("storage: 'abfs://box/jobs?sas_token={secret}@'", "storage", "box/jobs"),
     ],
 )
 def test_a_password_is_refused_and_not_shown(
     fault: Callable[[str], str], line: str, field: str, host: str, secret: str
 ) -> None:
     assert fault(LEAST + line.format(secret=secret)) == (
-        f"{field}: a password stands before {host}, and job files are kept and shown; "
-        "give it in the environment (MLFLOW_TRACKING_PASSWORD, AWS_SECRET_ACCESS_KEY)"
+        f"{field}: a password stands in the URI of {host}, and job files are kept and shown; "
+        "give it in the environment (MLFLOW_TRACKING_URI or _PASSWORD, AWS_SECRET_ACCESS_KEY)"
     )
 
 
 def test_a_password_in_a_datasets_uri_is_refused(fault: Callable[[str], str]) -> None:
     assert fault("name: us\ndatasets: [data/es, 's3://KEY:open-sesame@bucket/us']\n") == (
-        "datasets: a password stands before bucket/us, and job files are kept and shown; "
-        "give it in the environment (MLFLOW_TRACKING_PASSWORD, AWS_SECRET_ACCESS_KEY)"
+        "datasets: a password stands in the URI of bucket/us, and job files are kept and shown; "
+        "give it in the environment (MLFLOW_TRACKING_URI or _PASSWORD, AWS_SECRET_ACCESS_KEY)"
     )
 
 

@@ -432,9 +432,22 @@ def test_a_password_in_the_uri_of_a_store_is_never_shown(
         ("http://admin@mlflow:5000", "http://admin@mlflow:5000"),
         ("http://mlflow:5000/a and b@c", "http://mlflow:5000/a and b@c"),
         ("sqlite:///pwiser/mlflow.db", "sqlite:///pwiser/mlflow.db"),
+        (
+            "to postgresql://db/runs?user=u&password=a/b@c failed",
+            "to postgresql://db/runs?user=u failed",
+        ),
+        ("mysql://db:3306/runs?passwd=p@ss&charset=utf8", "mysql://db:3306/runs?charset=utf8"),
+        ("postgresql://db/runs?pass%77ord=secret", "postgresql://db/runs"),
+        ("mssql://db/runs?odbc_connect=UID%3Dsa%3BPWD%3Dc", "mssql://db/runs"),
+        ("abfs://box/dir?sas_token=sig&client_secret=x&tenant_id=y", "abfs://box/dir?tenant_id=y"),
+        (
+            "s3://bucket/jobs?region=eu-west-1&scheme=http",
+            "s3://bucket/jobs?region=eu-west-1&scheme=http",
+        ),
+        ("is ?password=x asked for", "is ?password=x asked for"),
     ],
 )
-def test_logins_are_left_out_of_uris_alone(text: str, shown: str) -> None:
+def test_passwords_are_left_out_of_uris_alone(text: str, shown: str) -> None:
     assert hide_password(text) == shown
 
 

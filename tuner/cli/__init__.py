@@ -303,7 +303,8 @@ def ui(
         return
     typer.echo(f"MLflow UI on http://{host}:{port}, Ctrl-C ends it")
     sys.stdout.flush()
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--workers", "1"]
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = uri  # no argument: it may hold a password
+    command = [sys.executable, "-m", "mlflow", "ui", "--workers", "1"]
     os.execv(command[0], [*command, "--host", host, "--port", str(port)])
 
 
