@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -308,9 +309,9 @@ def _transpose(columns: list[npt.NDArray[Any]], rows: npt.NDArray[Any]) -> None:
 
 
 def cache_directory() -> Path:
-    """Return where this node's shared arrays lie: ``PWISER_CACHE_DIR``, or the temporary files."""
-    named = os.environ.get(CACHE_VARIABLE)
-    return Path(named) if named else Path(tempfile.gettempdir()) / f"pwiser-cache-{os.getuid()}"
+    """Return where this user's shared arrays lie, below ``PWISER_CACHE_DIR`` or temporary files."""
+    parent = Path(os.environ.get(CACHE_VARIABLE) or tempfile.gettempdir())
+    return parent / f"pwiser-cache-{os.getuid()}"
 
 
 def shared_impressions(reader: SplitReader, manifest: Manifest, split: str) -> Impressions:
@@ -321,13 +322,18 @@ def shared_impressions(reader: SplitReader, manifest: Manifest, split: str) -> I
     asked for in seven days is removed.
 
     Raises:
-        DatasetError: The dataset cannot be read, or the cache directory not written.
+        DatasetError: The dataset cannot be read, or the cache not written, or others can write it.
     """
     key = hashlib.sha256(manifest.model_dump_json().encode()).hexdigest()[:12]
-    entry = cache_directory() / f"{manifest.digest[:16]}-{key}-{split}"
+    root = cache_directory()
+    entry = root / f"{manifest.digest[:16]}-{key}-{split}"
     try:
-        entry.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with (entry / "lock").open("w") as lock:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        root.mkdir(exist_ok=True, mode=0o700)
+        _check_own(root)
+        entry.mkdir(exist_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW
+        with os.fdopen(os.open(entry / "lock", flags, 0o600), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not (entry / _READY).exists():
                 _remove_unused(entry)
@@ -339,6 +345,18 @@ def shared_impressions(reader: SplitReader, manifest: Manifest, split: str) -> I
             f"{entry}: cannot keep the shared arrays here ({error}); make room or set "
             f"{CACHE_VARIABLE} to another directory of this node"
         ) from error
+
+
+def _check_own(root: Path) -> None:
+    """Refuse a directory that others may have put things into: its name is known to all."""
+    found = root.lstat()
+    is_own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+    if not is_own or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise DatasetError(
+            f"{root}: is no directory that you alone can write (owner {found.st_uid}, mode "
+            f"{stat.filemode(found.st_mode)}), so others may change the shared arrays; remove it, "
+            f"or set {CACHE_VARIABLE} to another directory of this node"
+        )
 
 
 def _mapped_file(

@@ -1,5 +1,6 @@
 import multiprocessing
 import os
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -97,6 +98,52 @@ def test_what_nobody_asked_for_is_removed(dataset: Dataset) -> None:
     dataset.load_shared("valid")
     assert not old.exists()
     assert_same(shared, dataset.load("train"))  # who has it mapped keeps it
+
+
+def test_a_cache_that_nobody_else_can_write_is_made(dataset: Dataset) -> None:
+    dataset.load_shared("train")
+    assert stat.S_IMODE(cache_directory().stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707])
+def test_a_cache_that_others_can_write_is_refused(dataset: Dataset, mode: int) -> None:
+    cache_directory().mkdir(parents=True)
+    cache_directory().chmod(mode)
+    with pytest.raises(
+        DatasetError, match=r"you alone can write .*; remove it, or set PWISER_CACHE"
+    ):
+        dataset.load_shared("train")
+    assert list(cache_directory().iterdir()) == []
+
+
+def test_a_cache_of_another_user_is_refused(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache_directory().mkdir(parents=True, mode=0o700)
+    other = os.getuid() + 1
+    cache_directory().rename(cache_directory().with_name(f"pwiser-cache-{other}"))
+    monkeypatch.setattr(os, "getuid", lambda: other)
+    with pytest.raises(
+        DatasetError, match=rf"you alone can write \(owner {other - 1}, mode drwx---"
+    ):
+        dataset.load_shared("train")
+
+
+def test_a_link_in_place_of_the_cache_or_its_lock_is_not_followed(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    dataset.load_shared("train")
+    (entry,) = cache_directory().iterdir()
+    (tmp_path / "precious").write_text("kept")
+    (entry / "lock").unlink()
+    (entry / "lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(DatasetError, match="cannot keep the shared arrays here"):
+        dataset.load_shared("train")
+    assert (tmp_path / "precious").read_text() == "kept"
+    cache_directory().rename(tmp_path / "moved")
+    cache_directory().symlink_to(tmp_path / "moved")
+    with pytest.raises(DatasetError, match="mode lrwx"):
+        dataset.load_shared("train")
 
 
 def test_directory_that_cannot_be_written_is_refused(
