@@ -20,7 +20,7 @@ import torch.distributed as dist
 from pydantic import TypeAdapter
 from torch import nn
 
-from datasets import Dataset, open_dataset
+from datasets import Dataset, DatasetError, open_dataset
 from trainables.batches import WINDOWS_HELD, DeviceImpressions, Rows, StreamedRows, inputs_of
 from trainables.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from trainables.configuration import TrialConfiguration
@@ -32,6 +32,7 @@ from trainables.training_state import TrainingState
 from trainables.workers import Workers
 from tuner.errors import StorageError
 from tuner.lane_backend import lane_of
+from tuner.lane_faults import LaneFaultError, blaming_lane
 from tuner.messages import Generation, Reading, Report, Seconds, Task, TestTask, TrialTask
 from tuner.objective import objective_values, score
 from tuner.storage import download, exists, upload
@@ -108,10 +109,7 @@ class _Lane:
         self.queue = queue
         self.gpu_share = gpu_share
         self.control = None if group is None else dist.new_group(backend="gloo")
-        device = ray.train.torch.get_device()
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        self.workers = Workers(device=device, group=group)
+        self.workers = Workers(device=ray.train.torch.get_device(), group=group)
         self.generation: Generation = self._decide(lambda: ray.get(queue.join.remote(name)))
         self.nodes = self._gather_nodes()
         self.loaded: _LoadedDataset | None = None
@@ -138,11 +136,17 @@ class _Lane:
 
     def _run(self, task: Task) -> None:
         try:
-            if isinstance(task, TrialTask):
-                self._train(task)
-            else:
-                self._test(task)
-                self.free_since = time.perf_counter()
+            with blaming_lane((DatasetError, StorageError)):
+                self._start_device()
+                if isinstance(task, TrialTask):
+                    self._train(task)
+                else:
+                    self._test(task)
+                    self.free_since = time.perf_counter()
+        except LaneFaultError as error:
+            reason = f"node {ray.util.get_node_ip_address()}: {error}"
+            ray.get(self.queue.give_back.remote(self.generation, reason))
+            raise  # new workers may do better, and meanwhile another lane may take the trial
         except Exception as error:
             self.free_since = time.perf_counter()
             if _is_peers(error):  # the lane is lost, and its trial goes on elsewhere
@@ -154,6 +158,12 @@ class _Lane:
                 raise  # the other ranks may wait in a collective: the group must start anew
             if self.workers.device.type == "cuda":
                 torch.cuda.synchronize()  # raises where the device is lost to this process
+
+    @blaming_lane()
+    def _start_device(self) -> None:
+        if self.workers.device.type == "cuda":
+            torch.cuda.init()  # type: ignore[no-untyped-call]
+            torch.cuda.set_device(self.workers.device)
 
     def _train(self, task: TrialTask) -> None:
         started = time.perf_counter()
@@ -234,6 +244,7 @@ class _Lane:
             SECONDS.validate_json(state.notes[SECONDS_NOTE]),
         )
 
+    @blaming_lane()
     def _keep(
         self, task: TrialTask, state: TrainingState, reports: list[Report], seconds: Seconds
     ) -> None:
@@ -253,12 +264,14 @@ class _Lane:
     def _test(self, task: TestTask) -> None:
         with download(task.checkpoint, STORAGE_PATIENCE_S) as directory:
             *_, model = load_checkpoint(directory, self.workers.device)
-        split = self._rows(open_dataset(task.dataset), "test", task.reading)
+        with blaming_lane():
+            split = self._rows(open_dataset(task.dataset), "test", task.reading)
         metrics = evaluate(
             predict_logits(model, split, self.workers), split.clicks_N, split.conversions_N
         )
         self._report(Report(index=1, last=True, step=0, epoch=0.0, metrics=metrics))
 
+    @blaming_lane()
     def _load(self, uri: str, reading: Reading) -> _LoadedDataset:
         loaded = self.loaded
         if loaded is None or (loaded.dataset.uri, loaded.reading) != (uri, reading):
@@ -291,6 +304,7 @@ class _Lane:
             labelled=split != "train",
         )
 
+    @blaming_lane()
     def _save(
         self, task: TrialTask, configuration: TrialConfiguration, inputs: Inputs, model: nn.Module
     ) -> None:

@@ -9,7 +9,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import ray
 from ray.exceptions import RayActorError
@@ -108,18 +108,23 @@ def open_lanes(
     names = [f"{job}-lane-{index}" for index in range(lanes.num_lanes)]
     shares = spread_lanes(names, workers_per_lane=lanes.workers_per_lane)
     runs = [_Run(shared, lanes, queue, storage_path) for shared in shares]
-    lost: list[_Run] = []
+    lost: set[str] = set()
     closing = threading.Event()
+
+    def lose(lost_names: Sequence[str], reason: str) -> None:
+        if not lost.issuperset(lost_names):
+            lost.update(lost_names)
+            on_lost(reason, lanes.num_lanes - len(lost))
 
     def serve(run: _Run) -> None:
         reason = run.serve(closing)
         if reason is not None:
-            lost.append(run)
-            on_lost(reason, lanes.num_lanes - sum(len(one.names) for one in lost))
+            lose(run.names, reason)
 
     threads = [
         threading.Thread(target=serve, args=(run,), name=run.names[0], daemon=True) for run in runs
     ]
+    threads.append(threading.Thread(target=_hear_of_given_up, args=(queue, lose), daemon=True))
     for thread in threads:
         thread.start()
     try:
@@ -139,6 +144,15 @@ def open_lanes(
         for run in runs:  # what a controller placed while it was killed
             run.trainer.release()
         ray.kill(queue)
+
+
+def _hear_of_given_up(
+    queue: ray.actor.ActorHandle, lose: Callable[[Sequence[str], str], None]
+) -> None:
+    """Pass on which lanes the queue gives up, until it is closed."""
+    with suppress(RayActorError):  # of which the runs tell
+        while (told := ray.get(queue.next_given_up.remote())) is not None:
+            lose([told.lane], f"{told.lane} gave back its trials, at last on {told.reason}")
 
 
 def _join(threads: Sequence[threading.Thread], deadline: float) -> None:

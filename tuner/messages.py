@@ -7,6 +7,7 @@ __all__ = [
     "HANG_S",
     "Ended",
     "Generation",
+    "GivenUp",
     "Reading",
     "Report",
     "Seconds",
@@ -119,6 +120,18 @@ class Generation(NamedTuple):
 
     lane: str
     number: int
+
+
+class GivenUp(NamedTuple):
+    """A lane that gets no more tasks, since it has given them back.
+
+    Attributes:
+        lane: its name.
+        reason: of the last one that it gave back.
+    """
+
+    lane: str
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,18 +15,21 @@ import asyncio
 from collections import Counter, deque
 from dataclasses import dataclass, field
 
-from tuner.messages import Ended, Generation, Report, Task, TrialTask
+from tuner.messages import Ended, Generation, GivenUp, Report, Task, TrialTask
 
 __all__ = ["CLOSED", "TrialQueue"]
 
 CLOSED = "closed"
-"""What `take` answers once no more tasks will come."""
+"""What `take` answers once no more tasks will come, or none to this lane."""
 
 MAX_DEATHS_AT_ONE_PLACE = 2
 """Lanes that a task may take down between the same two evaluations before it has failed."""
 
 MAX_DEATHS = 5
 """Lanes that a task may take down at all: one that gets on each time may be there by chance."""
+
+MAX_FAULTS = 2
+"""Tasks that a lane may give back, with none done in between, before it is given up."""
 
 
 @dataclass
@@ -73,6 +76,8 @@ class TrialQueue:
         self._num_generations = 0
         self._num_submissions = 0
         self._finished: Counter[str] = Counter()
+        self._faults: Counter[str] = Counter()
+        self._given_up: asyncio.Queue[GivenUp | None] = asyncio.Queue()
         self._lanes: set[str] = set()
         self._changed = asyncio.Condition()
         self._stop_reason: str | None = None
@@ -137,17 +142,16 @@ class TrialQueue:
     async def close(self) -> None:
         """Let the lanes go home once they have no task."""
         self._closed = True
+        self._given_up.put_nowait(None)
         await _notify(self._changed)
+
+    async def next_given_up(self) -> GivenUp | None:
+        """Wait for the next lane that is given up; None once the queue is closed."""
+        return await self._given_up.get()
 
     async def lose_lane(self, lane: str) -> None:
         """Take the lane's task back, since its workers are gone; the next free lane gets it."""
-        generation = self._generations.pop(lane, None)
-        entry = None if generation is None else self._leases.pop(generation, None)
-        if entry is not None:
-            entry.deaths.append(entry.place)
-            self._waiting.appendleft(entry)
-            await _notify(entry.changed)
-            await _notify(self._changed)
+        await self._take_back(lane, blamed=True)
 
     # a lane's side
 
@@ -164,6 +168,8 @@ class TrialQueue:
 
         The workers of a lost lane wait for nothing: nobody would train a task handed to them.
         """
+        if self._faults[generation.lane] >= MAX_FAULTS:
+            return CLOSED
         try:
             async with asyncio.timeout(timeout_s), self._changed:
                 await self._changed.wait_for(
@@ -208,6 +214,19 @@ class TrialQueue:
         if entry is not None and entry.task.id == task_id:
             self._end(entry, Ended(kind="failed", reason=reason))
 
+    async def give_back(self, generation: Generation, reason: str) -> None:
+        """Take the task back from workers that cannot serve it, through no fault of the task.
+
+        They have no more word in it. Their lane is given up once that has come too often.
+        """
+        if not self._is_current(generation):
+            return
+        lane = generation.lane
+        self._faults[lane] += 1
+        if self._faults[lane] == MAX_FAULTS:
+            self._given_up.put_nowait(GivenUp(lane, reason))
+        await self._take_back(lane, blamed=False)
+
     async def wait_cancelled(self, generation: Generation) -> None:
         """Return when the leased task is to be stopped, or is leased no more."""
         entry = self._leases.get(generation)
@@ -225,7 +244,19 @@ class TrialQueue:
         entry = self._leases.pop(generation, None)
         if entry is not None:
             self._finished[generation.lane] += 1
+            self._faults[generation.lane] = 0
             await self._stop(entry)
+
+    async def _take_back(self, lane: str, *, blamed: bool) -> None:
+        """Put the lane's task, if it has one, at the head of the queue."""
+        generation = self._generations.pop(lane, None)
+        entry = None if generation is None else self._leases.pop(generation, None)
+        if entry is not None:
+            if blamed:
+                entry.deaths.append(entry.place)
+            self._waiting.appendleft(entry)
+            await _notify(entry.changed)
+            await _notify(self._changed)
 
     def _is_current(self, generation: Generation) -> bool:
         return self._generations.get(generation.lane) == generation

@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 import ray
+import torch
 
 from datasets import Dataset
 from trainables.configuration import TrainingSettings, TrialConfiguration
@@ -524,3 +525,74 @@ def test_the_trial_of_a_node_that_is_gone_for_good_goes_to_another_lane(
         timeout=400,
     )
     assert "reports 2, begun [1, 2]" in found.stdout.splitlines(), found.stdout + found.stderr
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_node_that_cannot_load_the_dataset_fails_no_trial_and_is_given_up(
+    directory: Path, tiny_dataset: Dataset
+) -> None:
+    program = [sys.executable, str(Path(__file__).parent / "broken_node.py")]
+    found = subprocess.run(
+        [*program, str(directory), tiny_dataset.uri],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    said = found.stdout.splitlines()[-1:]
+    assert len(said) == 1, found.stdout + found.stderr
+    assert said[0].startswith("reports 6, lost [("), said
+    assert " gave back its trials, at last on node " in said[0]
+    assert f"{directory / 'in-the-way'}/" in said[0]
+    assert said[0].endswith(
+        '; make room or set PWISER_CACHE_DIR to another directory of this node", 1)]'
+    ), said
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_fault_that_every_lane_has_gives_up_one_after_another_and_fails_no_trial(
+    directory: Path, ray_of_three_cores: None, tiny_dataset: Dataset
+) -> None:
+    queue, lost = queue_actor().remote(), list[tuple[str, int]]()
+
+    def lose(reason: str, num_left: int) -> None:
+        lost.append((reason, num_left))
+        if not num_left:
+            ray.get(queue.cancel_all.remote("no lane is left"))
+
+    missing, names = str(directory / "missing"), ["one", "two", "three"]
+    trial = replace(task(directory, tiny_dataset, "alike"), dataset=missing)
+    lanes = Lanes(num_lanes=2, workers_per_lane=1, cpus_per_worker=1, gpus_per_worker=0)
+    storage = str(directory / "train")
+    with open_lanes(lanes, queue, job="alike", storage_path=storage, on_lost=lose):
+        ray.get([queue.submit.remote(replace(trial, id=name)) for name in names])
+        messages = [last_message(queue, name) for name in names]
+    assert messages == [Ended(kind="stopped", reason="no lane is left")] * 3
+    assert [num_left for _, num_left in lost] == [1, 0]
+    assert all(f": {missing}: no such dataset; make one with " in reason for reason, _ in lost)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU that works")
+def test_a_lane_without_the_device_that_it_was_given_is_given_up_and_fails_no_trial(
+    directory: Path, tiny_dataset: Dataset
+) -> None:
+    ray.init(address="local", num_cpus=3, num_gpus=1, include_dashboard=False, log_to_driver=False)
+    queue, lost = queue_actor().remote(), list[str]()
+
+    def lose(reason: str, num_left: int) -> None:
+        lost.append(reason)
+        ray.get(queue.cancel_all.remote("no lane is left"))
+
+    lanes = Lanes(num_lanes=1, workers_per_lane=1, cpus_per_worker=1, gpus_per_worker=1)
+    storage = str(directory / "train")
+    with open_lanes(lanes, queue, job="no-gpu", storage_path=storage, on_lost=lose):
+        ray.get(queue.submit.remote(task(directory, tiny_dataset, "no-gpu")))
+        message = last_message(queue, "no-gpu")
+    ray.shutdown()
+    assert message == Ended(kind="stopped", reason="no lane is left")
+    (reason,) = lost
+    assert "CUDA" in reason or "NVIDIA driver" in reason

@@ -7,8 +7,14 @@ from typing import Any
 import pytest
 
 from tuner import trial_queue
-from tuner.messages import Ended, Generation, Report, Task, TestTask, TrialTask
-from tuner.trial_queue import CLOSED, MAX_DEATHS, MAX_DEATHS_AT_ONE_PLACE, TrialQueue
+from tuner.messages import Ended, Generation, GivenUp, Report, Task, TestTask, TrialTask
+from tuner.trial_queue import (
+    CLOSED,
+    MAX_DEATHS,
+    MAX_DEATHS_AT_ONE_PLACE,
+    MAX_FAULTS,
+    TrialQueue,
+)
 
 SOON_S = 5.0
 """Nothing here takes as long; a test that waits for ever fails by it."""
@@ -54,6 +60,9 @@ class Lane:
 
     async def fail(self, reason: str, task_id: str = "a") -> None:
         await self.queue.fail(self.generation, task_id, reason)
+
+    async def give_back(self, reason: str) -> None:
+        await self.queue.give_back(self.generation, reason)
 
     async def wait_cancelled(self) -> None:
         await self.queue.wait_cancelled(self.generation)
@@ -390,6 +399,80 @@ def test_a_task_that_gets_on_between_its_lanes_deaths_has_more_of_them() -> None
             await die_after(queue, index)
         assert await (await join(queue)).take() is None
         assert await end == Ended(kind="failed", reason=f"it took down its lane {MAX_DEATHS} times")
+
+    run(test())
+
+
+def test_what_a_lane_gives_back_is_the_next_to_be_taken_and_never_fails_by_it() -> None:
+    async def test() -> None:
+        queue = TrialQueue()
+        for name in "ab":
+            await queue.submit(task(name))
+        for number in range(MAX_DEATHS + 1):
+            lane = await join(queue, str(number))
+            assert await lane.take() == task("a")
+            await lane.give_back("its disk is full")
+        lane = await join(queue)
+        assert await lane.take() == task("a")
+        assert not await lane.report(1, last=True)
+        assert await queue.next_message("a") == report(1, last=True)
+
+    run(test())
+
+
+async def give_back_after_another(queue: TrialQueue, reason: str) -> Lane:
+    """Have the lane's next workers take a task and give it back."""
+    lane = await join(queue)
+    assert isinstance(await lane.take(), TrialTask)
+    await lane.give_back(reason)
+    return lane
+
+
+def test_a_lane_that_gives_back_one_task_after_another_is_given_up() -> None:
+    async def test() -> None:
+        queue = TrialQueue()
+        await queue.submit(task())
+        given_up = asyncio.create_task(queue.next_given_up())
+        for number in range(MAX_FAULTS):
+            assert not given_up.done()
+            await give_back_after_another(queue, f"reason {number}")
+            await settle()
+        assert await given_up == GivenUp("lane", f"reason {MAX_FAULTS - 1}")
+        assert await (await join(queue)).take() == CLOSED
+        assert await (await join(queue, "other")).take() == task()
+        await queue.close()
+        assert await queue.next_given_up() is None
+
+    run(test())
+
+
+def test_a_lane_that_gets_a_task_done_in_between_may_give_back_more() -> None:
+    async def test() -> None:
+        queue = TrialQueue()
+        for number in range(MAX_FAULTS):
+            await queue.submit(task(str(number)))
+            await give_back_after_another(queue, "a reason")
+            lane = await join(queue)
+            assert await lane.take() == task(str(number))
+            assert not await lane.report(1, last=True)
+            await lane.finish()
+        await queue.submit(task())
+        assert await lane.take() == task()
+        await queue.close()
+        assert await queue.next_given_up() is None
+
+    run(test())
+
+
+def test_each_worker_of_a_lane_may_give_its_task_back_but_that_counts_once() -> None:
+    async def test() -> None:
+        queue = TrialQueue()
+        await queue.submit(task())
+        lane = await give_back_after_another(queue, "rank 0")
+        await lane.give_back("rank 1")
+        assert await (await join(queue)).take() == task()
+        await lane.give_back("rank 1, late")
+        assert await (await join(queue, "other")).take(0.01) is None
 
     run(test())
 

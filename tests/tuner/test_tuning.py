@@ -21,6 +21,7 @@ from mlflow.tracking import MlflowClient
 from sklearn.metrics import log_loss, roc_auc_score
 
 from datasets import prepare_table
+from datasets.loading import CACHE_VARIABLE
 from datasets.schema import Schema
 from tuner.cli import run
 from tuner.cluster import connected
@@ -509,6 +510,33 @@ def start_tune(job: Path) -> subprocess.Popen[str]:
     assert process.stdout is not None
     assert process.stdout.readline().startswith("job ")
     return process
+
+
+def test_a_job_whose_nodes_cannot_load_its_dataset_ends_with_the_reason_and_goes_on_once_mended(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = {"sampler": "random", "trials": 3, "pruner": "none"}
+    job = workshop.write_job(name="no-cache", models=["dnn"], search=search)
+    in_the_way = workshop.directory / "in-the-way"
+    in_the_way.write_text("no directory")
+    monkeypatch.setenv(CACHE_VARIABLE, str(in_the_way))
+    broken = start_tune(job)
+    _, errors = broken.communicate(timeout=300)
+    assert broken.returncode == 1
+    assert errors.startswith(
+        "pwiser: job 'no-cache': no lane is left: no-cache-lane-0 gave back its trials, at last on "
+        f"node {ray.util.get_node_ip_address()}: {in_the_way}/"
+    ), errors
+    assert errors.endswith(
+        f"make room or set {CACHE_VARIABLE} to another directory of this node; the same command "
+        "goes on with it\n"
+    )
+    assert all(run.info.status == "KILLED" for run in workshop.trials("no-cache"))
+    monkeypatch.delenv(CACHE_VARIABLE)
+    mended = start_tune(job)
+    mended.communicate(timeout=300)
+    assert mended.returncode == 0
+    assert [run.info.status for run in workshop.trials("no-cache")] == ["FINISHED"] * 3
 
 
 def test_replicates_weigh_the_winner_and_steer_nothing(

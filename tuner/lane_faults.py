@@ -1,0 +1,31 @@
+"""Which faults are a lane's own, and not those of the trial that it has in hand."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from datasets.errors import PwiserError, one_line
+
+__all__ = ["LaneFaultError", "blaming_lane"]
+
+
+class LaneFaultError(Exception):
+    """What keeps a lane from serving a trial, whichever: its node's disk, its device, a storage."""
+
+
+@contextmanager
+def blaming_lane(kinds: tuple[type[Exception], ...] = (Exception,)) -> Iterator[None]:
+    """Blame the lane for what fails in the context.
+
+    Args:
+        kinds: of errors that are its fault.
+
+    Raises:
+        LaneFaultError: in the place of such an error, with its words.
+    """
+    try:
+        yield
+    except LaneFaultError:
+        raise
+    except kinds as error:
+        name = "" if isinstance(error, PwiserError) else f"{type(error).__name__}: "
+        raise LaneFaultError(name + one_line(error, None)) from error
