@@ -239,7 +239,7 @@ def plan_lanes(
     )
     room = _room(lanes, nodes)
     if settings.lanes is None and room:
-        unused = min(room, _room_in_memory(lanes, nodes))
+        unused = _room_in_memory(lanes, nodes)
         if free is not None:
             workers = lanes.workers_in(free.get("CPU", 0.0), free.get("GPU", 0.0))
             unused = min(unused, workers // lanes.workers_per_lane)
@@ -258,14 +258,14 @@ def _room(lanes: Lanes, nodes: Sequence[Node]) -> int:
 
 
 def _room_in_memory(lanes: Lanes, nodes: Sequence[Node]) -> int:
-    """Count the lanes that find room by memory; a node that does not tell counts by its cores."""
+    """Count the lanes that find room by cores, GPUs and memory, where a node tells of it."""
     worker_bytes = WORKER_BYTES + LANE_BYTES // lanes.workers_per_lane
-    workers = sum(
-        node.memory_bytes // worker_bytes
-        if node.memory_bytes
-        else lanes.workers_in(node.cpus, node.gpus)
-        for node in nodes
-    )
+    workers = 0
+    for node in nodes:
+        in_node = lanes.workers_in(node.cpus, node.gpus)
+        if node.memory_bytes:
+            in_node = min(in_node, node.memory_bytes // worker_bytes)
+        workers += in_node
     return workers // lanes.workers_per_lane
 
 

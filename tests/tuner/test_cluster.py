@@ -105,6 +105,32 @@ def test_memory_bounds_the_default_number_and_fewer_lanes_have_more_cores(
     assert plan_lanes(ResourceSettings(**settings), [node]) == planned
 
 
+def with_memory(*sizes: tuple[float, int]) -> list[Node]:
+    """Nodes of so many CPUs and GiB of memory."""
+    return [
+        replace(node, memory_bytes=gigabytes * 1024**3)
+        for node, (_, gigabytes) in zip(
+            nodes(*((cpus, 0) for cpus, _ in sizes)), sizes, strict=True
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "num_lanes"),
+    [
+        ([(16, 6)], 4),
+        ([(0, 40), (16, 6)], 4),  # a head that holds no worker lends its memory to none
+        ([(2, 40), (16, 6)], 6),
+        ([(16, 1), (16, 6)], 4),
+        ([(16, 0), (16, 6)], 20),  # of the first nothing is known
+    ],
+)
+def test_the_memory_of_a_node_bounds_its_own_workers_alone(
+    sizes: list[tuple[float, int]], num_lanes: int
+) -> None:
+    assert plan_lanes(ResourceSettings(), with_memory(*sizes)).num_lanes == num_lanes
+
+
 def test_lanes_share_the_cores_of_their_node_that_other_jobs_leave() -> None:
     three, two = ResourceSettings(lanes=3), ResourceSettings(lanes=2)
     assert plan_lanes(three, nodes((4, 0), (4, 0))) == lanes(3, cpus=2)
