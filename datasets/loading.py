@@ -12,9 +12,6 @@ import fcntl
 import hashlib
 import os
 import shutil
-import stat
-import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,25 +27,21 @@ from datasets.encoder import Encoder
 from datasets.errors import DatasetError, one_line
 from datasets.filesystem import Location
 from datasets.manifest import FileSum, Manifest
+from datasets.node_cache import READY, cache_entry, cache_fault, make_cache, remove_unused
 from datasets.pipeline import map_in_order
 from datasets.schema import CLICK, CONVERSION
 
 __all__ = [
-    "CACHE_VARIABLE",
     "Impressions",
     "RowGroup",
     "SplitReader",
-    "cache_directory",
     "shared_impressions",
 ]
 
-CACHE_VARIABLE = "PWISER_CACHE_DIR"
 _PARQUET_TAIL_BYTES = 8
 """After a Parquet file's metadata: its length and the magic number."""
 _BLOCK_ROWS = 2048
 _BLOCK_PAD = 16  # columns a power of two apart fall into the same sets of the cache
-_UNUSED_DAYS = 7
-_READY = "ready"
 
 
 @dataclass(frozen=True)
@@ -308,12 +301,6 @@ def _transpose(columns: list[npt.NDArray[Any]], rows: npt.NDArray[Any]) -> None:
         rows[start:stop] = block[:, : stop - start].T
 
 
-def cache_directory() -> Path:
-    """Return where this user's shared arrays lie, below ``PWISER_CACHE_DIR`` or temporary files."""
-    parent = Path(os.environ.get(CACHE_VARIABLE) or tempfile.gettempdir())
-    return parent / f"pwiser-cache-{os.getuid()}"
-
-
 def shared_impressions(reader: SplitReader, manifest: Manifest, split: str) -> Impressions:
     """Give a split's arrays as private mappings of files that all processes of the node share.
 
@@ -324,39 +311,20 @@ def shared_impressions(reader: SplitReader, manifest: Manifest, split: str) -> I
     Raises:
         DatasetError: The dataset cannot be read, or the cache not written, or others can write it.
     """
-    key = hashlib.sha256(manifest.model_dump_json().encode()).hexdigest()[:12]
-    root = cache_directory()
-    entry = root / f"{manifest.digest[:16]}-{key}-{split}"
+    entry = cache_entry(manifest, split)
     try:
-        root.parent.mkdir(parents=True, exist_ok=True)
-        root.mkdir(exist_ok=True, mode=0o700)
-        _check_own(root)
+        make_cache()
         entry.mkdir(exist_ok=True)
         flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW
         with os.fdopen(os.open(entry / "lock", flags, 0o600), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not (entry / _READY).exists():
-                _remove_unused(entry)
+            if not (entry / READY).exists():
+                remove_unused(entry.parent)
                 reader.read(partial(_mapped_file, entry))
-            (entry / _READY).touch()
+            (entry / READY).touch()
         return Impressions(*(_open_mapped(entry, name) for name in Impressions.__annotations__))
     except OSError as error:
-        raise DatasetError(
-            f"{entry}: cannot keep the shared arrays here ({error}); make room or set "
-            f"{CACHE_VARIABLE} to another directory of this node"
-        ) from error
-
-
-def _check_own(root: Path) -> None:
-    """Refuse a directory that others may have put things into: its name is known to all."""
-    found = root.lstat()
-    is_own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
-    if not is_own or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise DatasetError(
-            f"{root}: is no directory that you alone can write (owner {found.st_uid}, mode "
-            f"{stat.filemode(found.st_mode)}), so others may change the shared arrays; remove it, "
-            f"or set {CACHE_VARIABLE} to another directory of this node"
-        )
+        raise cache_fault(entry, error) from error
 
 
 def _mapped_file(
@@ -387,12 +355,3 @@ def _is_empty(path: Path) -> bool:
         np.lib.format.read_magic(file)
         shape, _, _ = np.lib.format.read_array_header_1_0(file)
     return 0 in shape
-
-
-def _remove_unused(entry: Path) -> None:
-    """Remove what nobody has asked for lately; who still has it mapped keeps it."""
-    oldest = time.time() - _UNUSED_DAYS * 86_400
-    for other in entry.parent.iterdir():
-        ready = other / _READY
-        if other != entry and ready.exists() and ready.stat().st_mtime < oldest:
-            shutil.rmtree(other, ignore_errors=True)

@@ -47,7 +47,7 @@ def plan_job(job: Job) -> Plan:
     if cluster_address() is None:
         node = this_machine()
         lanes = _lanes_or_fault(lambda: plan_lanes(job.resources, [node]))
-        return _plan(job, datasets, [node], lanes, local_faults(check, node.id), _measure_here)
+        return _plan(job, datasets, [node], lanes, local_faults(check, node), _measure_here)
     with connected():
         nodes = alive_nodes()
         lanes = _lanes_or_fault(lambda: plan_lanes(job.resources, nodes, free=free_resources()))

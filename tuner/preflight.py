@@ -6,18 +6,23 @@ trials that fail or lanes that hang.
 
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
 import ray
+import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from datasets import Dataset, open_dataset
-from datasets.filesystem import locate
+from datasets import Dataset, DatasetError, open_dataset
+from datasets.filesystem import Location, locate
+from datasets.node_cache import cache_entry, check_cache
+from trainables.execution import fits_in_memory, memory_limits
 from tuner.cluster import Node
-from tuner.errors import ClusterError
+from tuner.errors import ClusterError, StorageError
 from tuner.job import Job
 from tuner.storage import absolute_uri, join
 from tuner.tracking import connect
@@ -28,6 +33,10 @@ __all__ = ["NodeCheck", "check_nodes", "job_check", "local_faults", "node_faults
 CHECK_TIMEOUT_S = 30.0
 NODE_TIMEOUT_S = 50.0
 PROBE_PREFIX = ".preflight-"
+NOT_SHARED = (
+    "is another one than the driver's (what {} wrote is not there); mount the same disk on all "
+    "nodes, or name an object store (s3://...)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +48,21 @@ class NodeCheck:
         storage: URI to write below, and to read back.
         datasets: digest by URI.
         tracking: URI of the MLflow server; None where only the driver's own disk holds the store.
+        mode: how lanes read the datasets.
+        token: name of a file that the driver has written in the storage; None where there is no
+            other node.
     """
 
     versions: Mapping[str, str]
     storage: str
     datasets: Mapping[str, str]
     tracking: str | None
+    mode: Literal["auto", "memory", "stream"] = "auto"
+    token: str | None = None
+
+    def probe_of(self, node: Node) -> Location:
+        """Where a node writes what the driver reads."""
+        return locate(join(self.storage, f"{self.token}-{node.id}"))
 
 
 def job_check(job: Job, datasets: Mapping[str, Dataset], tracking_uri: str) -> NodeCheck:
@@ -54,6 +72,7 @@ def job_check(job: Job, datasets: Mapping[str, Dataset], tracking_uri: str) -> N
         storage=absolute_uri(job.storage),
         datasets={dataset.uri: dataset.digest for dataset in datasets.values()},
         tracking=None if tracking_uri.startswith("sqlite:") else tracking_uri,
+        mode=job.data.mode,
     )
 
 
@@ -62,6 +81,7 @@ def check_nodes(check: NodeCheck, nodes: Sequence[Node]) -> None:
 
     Raises:
         ClusterError: naming each node that fails, and every reason.
+        StorageError: if this process cannot write the storage.
     """
     faults = node_faults(check, nodes)
     if faults:
@@ -76,18 +96,54 @@ def node_faults(check: NodeCheck, nodes: Sequence[Node]) -> list[str]:
 
     A node where Ray could not run it to its end is asked once more: a worker process that dies as
     it starts says nothing of the node.
+
+    Raises:
+        StorageError: if this process cannot write the storage.
     """
     deadline = time.monotonic() + NODE_TIMEOUT_S
-    answers = _ask(check, nodes, deadline)
-    if unsure := [node for node in nodes if isinstance(answers[node.id], Exception)]:
-        answers |= _ask(check, unsure, deadline)
-    faults = []
-    for node in nodes:
-        answer = answers[node.id]
-        reasons = [_reason(answer)] if isinstance(answer, Exception) else answer
-        if reasons:
-            faults.append(f"node {node.address}: {', '.join(reasons)}")
+    with _token_written(check, nodes) as told:
+        answers = _ask(told, nodes, deadline)
+        if unsure := [node for node in nodes if isinstance(answers[node.id], Exception)]:
+            answers |= _ask(told, unsure, deadline)
+        faults = []
+        for node in nodes:
+            answer = answers[node.id]
+            reasons = [_reason(answer)] if isinstance(answer, Exception) else answer
+            reasons = reasons or _unseen(told, node)
+            if reasons:
+                faults.append(f"node {node.address}: {', '.join(reasons)}")
     return faults
+
+
+@contextmanager
+def _token_written(check: NodeCheck, nodes: Sequence[Node]) -> Iterator[NodeCheck]:
+    """Write a token into the storage; remove it, and the nodes' probes, when the context ends."""
+    # of a name of its own: another job may be looking at the same storage now
+    told = replace(check, token=f"{PROBE_PREFIX}{secrets.token_hex(8)}")
+    token = locate(join(check.storage, str(told.token)))
+    try:
+        token.write_bytes(str(told.token).encode())
+    except OSError as error:
+        raise StorageError(
+            f"storage: cannot write {check.storage} ({_reason(error)}); check access and space"
+        ) from error
+    try:
+        yield told
+    finally:
+        for written in (token, *(told.probe_of(node) for node in nodes)):
+            with suppress(OSError):
+                written.filesystem.delete_file(written.path)
+
+
+def _unseen(check: NodeCheck, node: Node) -> list[str]:
+    """What is wrong if the driver does not see what a node has written."""
+    probe = check.probe_of(node)
+    try:
+        if probe.exists() and probe.read_bytes() == node.id.encode():
+            return []
+    except OSError as error:
+        return [f"storage {check.storage} cannot be read by the driver ({_reason(error)})"]
+    return [f"storage {check.storage} {NOT_SHARED.format('the node')}"]
 
 
 def _ask(
@@ -98,7 +154,7 @@ def _ask(
     references = {
         node.id: task.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)
-        ).remote(check, node.id)
+        ).remote(check, node)
         for node in nodes
     }
     done, _ = ray.wait(
@@ -112,11 +168,13 @@ def _ask(
     }
 
 
-def local_faults(check: NodeCheck, node_id: str) -> list[str]:
+def local_faults(check: NodeCheck, node: Node) -> list[str]:
     """Check this node; every reason why it cannot take part, in words."""
     parts: dict[str, Callable[[], str | None]] = {
-        f"storage {check.storage}": partial(_storage_fault, check.storage, node_id),
+        f"storage {check.storage}": partial(_storage_fault, check, node),
     }
+    if check.mode != "stream" and node.cpus:  # without any, no lane comes here
+        parts["cache"] = partial(_cache_fault, check, node)
     for uri, digest in check.datasets.items():
         parts[f"dataset {uri}"] = partial(_dataset_fault, uri, digest)
     if check.tracking is not None:
@@ -147,16 +205,37 @@ def _version_faults(wanted: Mapping[str, str]) -> list[str]:
     ]
 
 
-def _storage_fault(uri: str, node_id: str) -> str | None:
-    # of a name of its own: another job may be looking at the same storage now
-    probe = locate(join(uri, f"{PROBE_PREFIX}{node_id}-{secrets.token_hex(4)}"))
+def _storage_fault(check: NodeCheck, node: Node) -> str | None:
+    own = check if check.token else replace(check, token=f"{PROBE_PREFIX}{secrets.token_hex(8)}")
+    probe, content = own.probe_of(node), node.id.encode()
     try:
-        probe.write_bytes(node_id.encode())
-        content = probe.read_bytes()
-        probe.filesystem.delete_file(probe.path)
+        probe.write_bytes(content)
+        is_same = probe.read_bytes() == content
+        is_shared = check.token is not None and locate(join(check.storage, check.token)).exists()
+        if not is_shared:  # nobody else looks for it
+            probe.filesystem.delete_file(probe.path)
     except OSError as error:
         return f"cannot be written and read back ({_reason(error)})"
-    return None if content == node_id.encode() else "gives back other bytes than were written"
+    if not is_same:
+        return "gives back other bytes than were written"
+    if check.token is not None and not is_shared:
+        return NOT_SHARED.format("the driver")
+    return None
+
+
+def _cache_fault(check: NodeCheck, node: Node) -> None:
+    """Check that the node's cache can be written, with room for what lanes are sure to hold."""
+    sizes = {}
+    for uri in check.datasets:
+        with suppress(DatasetError):  # of which its own part tells
+            dataset = open_dataset(uri)
+            for split in dataset.manifest.splits:
+                sizes[cache_entry(dataset.manifest, split)] = dataset.size_bytes(split)
+    if check.mode == "auto" and (
+        node.gpus or not fits_in_memory(sum(sizes.values()), memory_limits(torch.device("cpu")))
+    ):
+        sizes = {}  # lanes may stream some of them
+    check_cache(sizes)
 
 
 def _dataset_fault(uri: str, digest: str) -> str | None:

@@ -24,7 +24,7 @@ from datasets import (
 )
 from datasets.bag import categories_per_place
 from datasets.category import MISSING, PADDING, canonical_text
-from datasets.loading import CACHE_VARIABLE
+from datasets.node_cache import CACHE_VARIABLE
 from datasets.schema import CategoricalField
 from datasets.vocabulary import Vocabulary
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from datasets import Dataset, DatasetError, Impressions, open_dataset, prepare_table, synthesize
-from datasets.loading import CACHE_VARIABLE, cache_directory
+from datasets.node_cache import CACHE_VARIABLE, cache_directory
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from datasets import Dataset, Encoder, TableError, open_dataset, prepare_table, validate
-from datasets.loading import CACHE_VARIABLE
+from datasets.node_cache import CACHE_VARIABLE
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import ray
 from lost_node import last_message, task
 from ray.cluster_utils import Cluster
 
-from datasets.loading import CACHE_VARIABLE
+from datasets.node_cache import CACHE_VARIABLE
 from tuner import lanes as lanes_module
 from tuner.cluster import Lanes
 from tuner.lanes import open_lanes, queue_actor

@@ -1,5 +1,6 @@
 import os
 import platform
+import re
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,12 +14,16 @@ import ray
 from processes import descendants
 
 from datasets import Dataset
+from datasets.filesystem import locate
+from datasets.node_cache import CACHE_VARIABLE
 from tuner import __version__
 from tuner.cluster import Node, alive_nodes, connected, named_once
-from tuner.errors import ClusterError, JobFileError
+from tuner.errors import ClusterError, JobFileError, StorageError
 from tuner.job import Job
-from tuner.preflight import NodeCheck, check_nodes, job_check, local_faults, node_faults
+from tuner.preflight import NodeCheck, _unseen, check_nodes, job_check, local_faults, node_faults
 from tuner.trial_queue import TrialQueue
+
+NODE = Node(id="node", address="10.0.0.1", cpus=1, gpus=0)
 
 
 @pytest.fixture
@@ -78,28 +83,88 @@ def test_a_check_is_what_the_driver_has(check: NodeCheck, tiny_dataset: Dataset)
 
 def test_two_jobs_may_look_at_one_node_at_the_same_time(check: NodeCheck, tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
-        faults = list(pool.map(lambda _: local_faults(check, "node"), range(40)))
+        faults = list(pool.map(lambda _: local_faults(check, NODE), range(40)))
     assert faults == [[]] * 40
     assert list((tmp_path / "storage").iterdir()) == []
 
 
 def test_a_node_in_order_has_no_fault_and_nothing_is_left(check: NodeCheck, tmp_path: Path) -> None:
-    assert local_faults(check, "node") == []
-    assert local_faults(check, "node") == []
+    assert local_faults(check, NODE) == []
+    assert local_faults(check, NODE) == []
     assert list((tmp_path / "storage").iterdir()) == []
 
 
 def test_a_storage_that_cannot_be_written_is_told(check: NodeCheck, tmp_path: Path) -> None:
     storage = in_the_way(tmp_path)
-    assert local_faults(replace(check, storage=storage), "node") == [
+    assert local_faults(replace(check, storage=storage), NODE) == [
         f"storage {storage} cannot be written and read back ([Errno 17] Cannot create directory "
         f"'{storage}': non-directory entry exists. Detail: [errno 17] File exists)"
     ]
 
 
+def test_a_storage_without_what_the_driver_wrote_is_told(check: NodeCheck, tmp_path: Path) -> None:
+    storage = tmp_path / "storage"
+    shared = replace(check, token=".preflight-token")
+    fault = (
+        f"storage {storage} is another one than the driver's (what the driver wrote is not there); "
+        "mount the same disk on all nodes, or name an object store (s3://...)"
+    )
+    assert local_faults(shared, NODE) == [fault]
+    assert list(storage.iterdir()) == []
+    (storage / ".preflight-token").touch()
+    assert local_faults(shared, NODE) == []
+
+
+def test_what_a_node_wrote_and_the_driver_does_not_see_is_told(
+    check: NodeCheck, tmp_path: Path
+) -> None:
+    shared = replace(check, token=".preflight-token")
+    (tmp_path / "storage").mkdir()
+    (tmp_path / "storage" / ".preflight-token").touch()
+    assert local_faults(shared, NODE) == []
+    assert _unseen(shared, NODE) == []
+    elsewhere = replace(shared, storage=str(tmp_path))
+    assert _unseen(elsewhere, NODE) == [
+        f"storage {tmp_path} is another one than the driver's (what the node wrote is not there); "
+        "mount the same disk on all nodes, or name an object store (s3://...)"
+    ]
+
+
+def test_a_cache_that_cannot_be_written_is_told_where_one_is_used(
+    check: NodeCheck, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = in_the_way(tmp_path)
+    monkeypatch.setenv(CACHE_VARIABLE, cache)
+    assert local_faults(check, NODE) == [
+        f"cache cannot be used ({cache}: cannot keep the shared arrays here ([Errno 17] File "
+        f"exists: '{cache}'); make room or set {CACHE_VARIABLE} to another directory of this node)"
+    ]
+    assert local_faults(replace(check, mode="stream"), NODE) == []
+    assert local_faults(check, replace(NODE, cpus=0)) == []
+
+
+def test_a_cache_without_room_is_told_where_lanes_are_sure_to_need_it(
+    check: NodeCheck, tmp_path: Path, tiny_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    vast, manifest = tmp_path / "vast", tiny_dataset.manifest
+    train = manifest.splits["train"].model_copy(update={"impressions": 10**15})
+    splits = {"splits": manifest.splits | {"train": train}}
+    manifest.model_copy(update=splits).write(locate(vast))
+    wanted = replace(check, datasets={str(vast): tiny_dataset.digest})
+    (fault,) = local_faults(replace(wanted, mode="memory"), NODE)
+    assert re.fullmatch(
+        rf"cache cannot be used \({tmp_path}/cache: cannot keep the shared arrays here "
+        rf"\(\d+ bytes needed, \d+ are free\); make room or set {CACHE_VARIABLE} to another "
+        r"directory of this node\)",
+        fault,
+    )
+    assert local_faults(wanted, NODE) == []  # they stream it
+
+
 def test_a_missing_dataset_is_told(check: NodeCheck, tmp_path: Path) -> None:
     missing = str(tmp_path / "missing")
-    (fault,) = local_faults(replace(check, datasets={missing: "0" * 64}), "node")
+    (fault,) = local_faults(replace(check, datasets={missing: "0" * 64}), NODE)
     assert fault == (
         f"dataset {missing} cannot be used ({missing}: no such dataset; make one with "
         "'pwiser data prepare' or 'pwiser data synth')"
@@ -107,7 +172,7 @@ def test_a_missing_dataset_is_told(check: NodeCheck, tmp_path: Path) -> None:
 
 
 def test_other_content_of_a_dataset_is_told(check: NodeCheck, tiny_dataset: Dataset) -> None:
-    (fault,) = local_faults(replace(check, datasets={tiny_dataset.uri: "0" * 64}), "node")
+    (fault,) = local_faults(replace(check, datasets={tiny_dataset.uri: "0" * 64}), NODE)
     assert fault == (
         f"dataset {tiny_dataset.uri} has the digest {tiny_dataset.digest[:12]}, "
         "the driver's has 000000000000"
@@ -116,7 +181,7 @@ def test_other_content_of_a_dataset_is_told(check: NodeCheck, tiny_dataset: Data
 
 def test_another_version_is_told(check: NodeCheck) -> None:
     versions = {**check.versions, "ray": "2.0.0", "python": "3.8.1"}
-    assert local_faults(replace(check, versions=versions), "node") == [
+    assert local_faults(replace(check, versions=versions), NODE) == [
         f"python is {platform.python_version()}, the driver's is 3.8.1",
         f"ray is {ray.__version__}, the driver's is 2.0.0",
     ]
@@ -126,7 +191,7 @@ def test_an_mlflow_that_does_not_answer_is_told(
     check: NodeCheck, away: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    (fault,) = local_faults(replace(check, tracking=away), "node")
+    (fault,) = local_faults(replace(check, tracking=away), NODE)
     assert fault.startswith(
         f"MLflow cannot be used (tracking.uri {away}: cannot be used (API request to {away}/api/2.0"
         "/mlflow/experiments/search failed with exception "
@@ -143,7 +208,7 @@ def test_all_faults_of_a_node_are_told_at_once(
         datasets={"/missing/es": "0", "/missing/us": "0"},
         tracking=away,
     )
-    faults = local_faults(broken, "node")
+    faults = local_faults(broken, NODE)
     starts = ("ray is ", "storage /", "dataset /missing/es ", "dataset /missing/us ", "MLflow ")
     assert len(faults) == len(starts)
     assert all(fault.startswith(start) for fault, start in zip(faults, starts, strict=True))
@@ -181,6 +246,32 @@ class TestOnRay:
             "'pwiser data prepare' or 'pwiser data synth'); mend or remove that node and start "
             "the job again"
         )
+
+    def test_a_storage_that_each_node_has_for_itself_is_refused(
+        self,
+        ray_session: None,
+        check: NodeCheck,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        (node,) = alive_nodes()
+        monkeypatch.chdir(tmp_path)
+        storage = "/proc/self/cwd"  # of this process another than of Ray's workers
+        with pytest.raises(ClusterError) as caught:
+            check_nodes(replace(check, storage=storage), [node])
+        assert str(caught.value) == (
+            f"cluster: node {node.address}: storage {storage} is another one than the driver's "
+            "(what the driver wrote is not there); mount the same disk on all nodes, or name an "
+            "object store (s3://...); mend or remove that node and start the job again"
+        )
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_storage_that_the_driver_cannot_write_is_refused(
+        self, ray_session: None, check: NodeCheck, tmp_path: Path
+    ) -> None:
+        storage = in_the_way(tmp_path)
+        with pytest.raises(StorageError, match=f"^storage: cannot write {storage} .*; check acc"):
+            check_nodes(replace(check, storage=storage), alive_nodes())
 
     def test_a_check_that_died_is_run_once_more(
         self, ray_session: None, check: NodeCheck, first_caller_dies: HTTPServer

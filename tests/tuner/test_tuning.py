@@ -21,7 +21,7 @@ from mlflow.tracking import MlflowClient
 from sklearn.metrics import log_loss, roc_auc_score
 
 from datasets import prepare_table
-from datasets.loading import CACHE_VARIABLE
+from datasets.node_cache import CACHE_VARIABLE
 from datasets.schema import Schema
 from tuner.cli import run
 from tuner.cluster import connected
