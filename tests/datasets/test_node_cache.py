@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from datasets import DatasetError
-from datasets.node_cache import CACHE_VARIABLE, READY, check_cache
+from datasets.node_cache import CACHE_VARIABLE, READY, cache_directory, check_cache, make_cache
 
 DAY_S = 86_400
 
@@ -13,7 +13,7 @@ DAY_S = 86_400
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
-    return tmp_path / "cache"
+    return cache_directory()
 
 
 def test_the_directory_is_made_and_nothing_is_left_in_it(cache: Path) -> None:
@@ -31,8 +31,9 @@ def test_arrays_beyond_the_disk_are_told_unless_they_are_there(cache: Path) -> N
 
 
 def test_what_nobody_wants_any_more_is_removed_and_what_is_wanted_stays(cache: Path) -> None:
+    make_cache()
     for name in ("wanted", "unwanted"):
-        (cache / name).mkdir(parents=True)
+        (cache / name).mkdir()
         (cache / name / READY).touch()
         os.utime(cache / name / READY, times=(time.time() - 8 * DAY_S,) * 2)
     check_cache({cache / "wanted": 1})

@@ -15,7 +15,7 @@ from processes import descendants
 
 from datasets import Dataset
 from datasets.filesystem import locate
-from datasets.node_cache import CACHE_VARIABLE
+from datasets.node_cache import CACHE_VARIABLE, cache_directory
 from tuner import __version__
 from tuner.cluster import Node, alive_nodes, connected, named_once
 from tuner.errors import ClusterError, JobFileError, StorageError
@@ -136,8 +136,9 @@ def test_a_cache_that_cannot_be_written_is_told_where_one_is_used(
     cache = in_the_way(tmp_path)
     monkeypatch.setenv(CACHE_VARIABLE, cache)
     assert local_faults(check, NODE) == [
-        f"cache cannot be used ({cache}: cannot keep the shared arrays here ([Errno 17] File "
-        f"exists: '{cache}'); make room or set {CACHE_VARIABLE} to another directory of this node)"
+        f"cache cannot be used ({cache_directory()}: cannot keep the shared arrays here ([Errno "
+        f"17] File exists: '{cache}'); make room or set {CACHE_VARIABLE} to another directory of "
+        "this node)"
     ]
     assert local_faults(replace(check, mode="stream"), NODE) == []
     assert local_faults(check, replace(NODE, cpus=0)) == []
@@ -154,7 +155,7 @@ def test_a_cache_without_room_is_told_where_lanes_are_sure_to_need_it(
     wanted = replace(check, datasets={str(vast): tiny_dataset.digest})
     (fault,) = local_faults(replace(wanted, mode="memory"), NODE)
     assert re.fullmatch(
-        rf"cache cannot be used \({tmp_path}/cache: cannot keep the shared arrays here "
+        rf"cache cannot be used \({cache_directory()}: cannot keep the shared arrays here "
         rf"\(\d+ bytes needed, \d+ are free\); make room or set {CACHE_VARIABLE} to another "
         r"directory of this node\)",
         fault,
