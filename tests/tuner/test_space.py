@@ -191,11 +191,11 @@ def test_a_grid_needs_the_number_of_points() -> None:
 
 
 def test_a_grid_of_more_points_than_can_be_run_is_refused_before_it_is_made() -> None:
-    fine = Dimension(low=0, high=1, points=100_000)
+    fine = Dimension(low=0, high=1, points=400)
     with pytest.raises(ConfigurationError) as caught:
-        space(loss__alpha=fine, loss__m1=fine, loss__m2=fine).grid()
+        space(loss__alpha=fine, loss__m1=fine).grid()
     assert str(caught.value) == (
-        "search.space: its grid has 1,000,000,000,000,000 points, more than 100,000; "
+        "search.space: its grid has 160,000 points, more than 100,000; "
         "give fewer points or values, or another sampler"
     )
     with pytest.raises(ValueError, match="less than or equal to 100000"):
