@@ -2,7 +2,7 @@
 
     python broken_node.py DIRECTORY DATASET
 
-`DIRECTORY` holds the module `recorded`, see `lost_node`.
+The module `recorded` is on the path, see `lost_node`; `DIRECTORY` is for its lines.
 """
 
 import sys

@@ -532,9 +532,11 @@ def test_the_trial_of_a_node_that_is_gone_for_good_goes_to_another_lane(
 def test_a_node_that_cannot_load_the_dataset_fails_no_trial_and_is_given_up(
     directory: Path, tiny_dataset: Dataset
 ) -> None:
+    own = directory / "broken"
+    own.mkdir()
     program = [sys.executable, str(Path(__file__).parent / "broken_node.py")]
     found = subprocess.run(
-        [*program, str(directory), tiny_dataset.uri],
+        [*program, str(own), tiny_dataset.uri],
         check=False,
         capture_output=True,
         text=True,
@@ -544,7 +546,7 @@ def test_a_node_that_cannot_load_the_dataset_fails_no_trial_and_is_given_up(
     assert len(said) == 1, found.stdout + found.stderr
     assert said[0].startswith("reports 6, lost [("), said
     assert " gave back its trials, at last on node " in said[0]
-    assert f"{directory / 'in-the-way'}/" in said[0]
+    assert f"{own / 'in-the-way'}/" in said[0]
     assert said[0].endswith(
         '; make room or set PWISER_CACHE_DIR to another directory of this node", 1)]'
     ), said
@@ -552,8 +554,13 @@ def test_a_node_that_cannot_load_the_dataset_fails_no_trial_and_is_given_up(
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.parametrize(("num_lanes", "workers"), [(2, 1), (1, 2)])
 def test_a_fault_that_every_lane_has_gives_up_one_after_another_and_fails_no_trial(
-    directory: Path, ray_of_three_cores: None, tiny_dataset: Dataset
+    directory: Path,
+    ray_of_three_cores: None,
+    tiny_dataset: Dataset,
+    num_lanes: int,
+    workers: int,
 ) -> None:
     queue, lost = queue_actor().remote(), list[tuple[str, int]]()
 
@@ -564,13 +571,15 @@ def test_a_fault_that_every_lane_has_gives_up_one_after_another_and_fails_no_tri
 
     missing, names = str(directory / "missing"), ["one", "two", "three"]
     trial = replace(task(directory, tiny_dataset, "alike"), dataset=missing)
-    lanes = Lanes(num_lanes=2, workers_per_lane=1, cpus_per_worker=1, gpus_per_worker=0)
+    lanes = Lanes(
+        num_lanes=num_lanes, workers_per_lane=workers, cpus_per_worker=1, gpus_per_worker=0
+    )
     storage = str(directory / "train")
-    with open_lanes(lanes, queue, job="alike", storage_path=storage, on_lost=lose):
+    with open_lanes(lanes, queue, job=f"alike-{workers}", storage_path=storage, on_lost=lose):
         ray.get([queue.submit.remote(replace(trial, id=name)) for name in names])
         messages = [last_message(queue, name) for name in names]
     assert messages == [Ended(kind="stopped", reason="no lane is left")] * 3
-    assert [num_left for _, num_left in lost] == [1, 0]
+    assert [num_left for _, num_left in lost] == list(reversed(range(num_lanes)))
     assert all(f": {missing}: no such dataset; make one with " in reason for reason, _ in lost)
 
 
