@@ -33,6 +33,7 @@ from trainables.workers import Workers
 from tuner.errors import StorageError
 from tuner.lane_backend import lane_of
 from tuner.lane_faults import LaneFaultError, blaming_lane
+from tuner.lane_poll import Limit, Poll
 from tuner.messages import Generation, Reading, Report, Seconds, Task, TestTask, TrialTask
 from tuner.objective import objective_values, score
 from tuner.storage import download, exists, upload
@@ -42,13 +43,9 @@ from tuner.watchdog import Watchdog
 __all__ = ["LaneSettings", "run_lane"]
 
 TAKE_TIMEOUT_S = 60.0
-POLL_S = 0.25
 
 STORAGE_PATIENCE_S = 300.0
 """For how long a trial waits for a storage that is away; less than NCCL lets other ranks wait."""
-
-STATE_SHARE = 0.05
-"""Of a trial's time that writing its states may take."""
 
 REPORTS = TypeAdapter(list[Report])
 REPORTS_NOTE = "reports"
@@ -183,11 +180,11 @@ class _Lane:
             lane_s = time.perf_counter() - lane_since
             self._keep(task, training.state(), reports, Seconds(setup=setup_s, lane=lane_s))
 
-        poll = _Poll(
+        poll = Poll(
             self.queue,
             self.generation,
             task,
-            _Limit(task.limit_s, started - before.setup - training.worked_s),
+            Limit(task.limit_s, started - before.setup - training.worked_s),
             self.watchdog,
             self._decide,
             self.workers,
@@ -362,94 +359,3 @@ def _read_state(task: TrialTask) -> TrainingState:
 
 def _score(report: Report, task: TrialTask) -> float:
     return score(objective_values(report.metrics, task.objectives))
-
-
-@dataclass(frozen=True)
-class _Limit:
-    """How many seconds a trial may hold its lanes, from `since` on (time.perf_counter)."""
-
-    seconds: float | None
-    since: float
-
-    @property
-    def reason(self) -> str | None:
-        """Why the trial has failed, if its time is over."""
-        if self.seconds is None or time.perf_counter() - self.since < self.seconds:
-            return None
-        return f"it took longer than budget.trial_hours ({self.seconds / 3600:g})"
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Seen:
-    """What rank 0 saw, and every rank acts upon: `stride` steps later it looks again."""
-
-    cancelled: bool
-    keep: bool
-    stride: int
-
-
-class _Poll:
-    """Answers after every step whether the trial is cancelled, alike on all ranks.
-
-    Rank 0 looks about every `POLL_S`; how many steps that is it tells the others with every
-    answer, so that they meet at the same step. There, too, the trial's state is kept now and then,
-    and a trial beyond its limit is cancelled.
-    """
-
-    def __init__(
-        self,
-        queue: ray.actor.ActorHandle,
-        generation: Generation,
-        task: TrialTask,
-        limit: _Limit,
-        watchdog: Watchdog,
-        decide: Callable[[Callable[[], _Seen]], _Seen],
-        workers: Workers,
-        keep: Callable[[], None],
-    ) -> None:
-        self.queue = queue
-        self.generation = generation
-        self.task = task
-        self.limit = limit
-        self.watchdog = watchdog
-        self.decide = decide
-        self.keep = keep
-        self.reference = queue.wait_cancelled.remote(generation) if workers.rank == 0 else None
-        self.cancelled = False
-        self.steps_to_go = self.stride = 1
-        self.looked = time.perf_counter()
-        self.keep_at = self.looked + task.state_every_s
-
-    def __call__(self) -> bool:
-        self.steps_to_go -= 1
-        if self.steps_to_go > 0:
-            return False
-        self.watchdog.pat()
-        seen = self.decide(self._look)
-        self.steps_to_go = self.stride = seen.stride
-        if seen.keep:
-            self._keep()
-        self.cancelled = seen.cancelled
-        return seen.cancelled
-
-    def _look(self) -> _Seen:
-        now = time.perf_counter()
-        step_s = max(now - self.looked, 1e-6) / self.stride
-        self.looked = now
-        done, _ = ray.wait([self.reference], timeout=0)
-        reason = None if done else self.limit.reason
-        if reason is not None:
-            ray.get(self.queue.fail.remote(self.generation, self.task.id, reason))
-            done = [self.reference]
-        return _Seen(
-            cancelled=bool(done),
-            keep=not done and now >= self.keep_at,
-            stride=max(int(POLL_S / step_s), 1),
-        )
-
-    def _keep(self) -> None:
-        started = time.perf_counter()
-        self.keep()
-        self.looked = time.perf_counter()
-        took_s = self.looked - started
-        self.keep_at = self.looked + max(self.task.state_every_s, took_s / STATE_SHARE)

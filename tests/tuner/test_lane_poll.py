@@ -13,7 +13,7 @@ import torch
 
 from trainables.workers import Workers
 from tuner.cluster import connected
-from tuner.lane import POLL_S, STATE_SHARE, _Limit, _Poll, _Seen
+from tuner.lane_poll import POLL_S, STATE_SHARE, Limit, Poll, Seen
 from tuner.lanes import queue_actor
 from tuner.messages import Ended, Generation, TrialTask
 from tuner.watchdog import Watchdog
@@ -40,15 +40,15 @@ class Leased:
     def poll(
         self,
         *,
-        decide: Callable[[Any], _Seen] = lambda look: look(),
+        decide: Callable[[Any], Seen] = lambda look: look(),
         limit_s: float | None = None,
         state_every_s: float = 3600.0,
         keep: Callable[[], None] = lambda: None,
-    ) -> _Poll:
+    ) -> Poll:
         task = replace(self.task, state_every_s=state_every_s)
-        limit = _Limit(limit_s, since=time.perf_counter())
+        limit = Limit(limit_s, since=time.perf_counter())
         watchdog = Watchdog(60.0)
-        return _Poll(self.queue, self.generation, task, limit, watchdog, decide, ALONE, keep)
+        return Poll(self.queue, self.generation, task, limit, watchdog, decide, ALONE, keep)
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_a_trial_goes_on_until_it_is_cancelled(leased: Leased) -> None:
 def test_quick_steps_look_seldom(leased: Leased) -> None:
     looks = 0
 
-    def decide(look: Callable[[], _Seen]) -> _Seen:
+    def decide(look: Callable[[], Seen]) -> Seen:
         nonlocal looks
         looks += 1
         return look()
