@@ -188,11 +188,19 @@ class Optimizers:
         """Take over what `state` gave.
 
         Raises:
-            KeyError: if it is that of other optimisers.
+            ValueError: if it is that of other optimisers, as where other tables are sparse; nothing
+                has changed then.
         """
+        weights = [
+            [weight for group in optimizer.param_groups for weight in group["params"]]
+            for optimizer in self._optimizers
+        ]
         states: list[dict[int, dict[str, object]]] = [{} for _ in self._optimizers]
         for key, value in state.items():
             index, weight, kind, name = key.split(".")
+            own = weights[int(index)][int(weight) :] if int(index) < len(weights) else []
+            if not own or (value.dim() and value.shape != own[0].shape):
+                raise ValueError(f"{key} is a moment of another weight")
             restored = value if kind == "tensor" else value.item()
             states[int(index)].setdefault(int(weight), {})[name] = restored
         for optimizer, values in zip(self._optimizers, states, strict=True):

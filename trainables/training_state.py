@@ -89,11 +89,12 @@ class TrainingState:
         """Put weights, moments, sums of losses and the random state back.
 
         Raises:
-            CheckpointError: if they are of another model.
+            CheckpointError: if they are of another model, or of other optimisers; of the latter
+                before anything has changed.
         """
         try:
-            model.load_state_dict(self._below(MODEL))
             optimizers.restore(self._below(OPTIMIZERS))
+            model.load_state_dict(self._below(MODEL))
             losses.copy_(self.tensors[LOSSES])
             torch.set_rng_state(self.tensors[RANDOM])
             if RANDOM_CUDA in self.tensors and torch.cuda.is_available():

@@ -19,6 +19,7 @@ from tuner.study import TrialState
 __all__ = [
     "ID_TAG",
     "JOB_FILE",
+    "JOB_TAG",
     "METRICS",
     "OBJECTIVES_TAG",
     "PLAIN_TAG",
@@ -40,6 +41,8 @@ __all__ = [
 JOB_FILE = "job.yaml"
 """Artefact of every study's run."""
 
+JOB_TAG = "pwiser.job"
+"""Of an experiment: the job that has created it, whatever its name is by now."""
 ID_TAG = "pwiser.id"
 """Of every run: the study, trial or replicate that it is of."""
 DATASET_TAG = "pwiser.dataset"
@@ -102,16 +105,16 @@ def find_experiment(client: MlflowClient, job: str) -> Experiment:
     """Find a job's experiment.
 
     Raises:
-        JobNotFoundError: if there is none of that name.
+        JobNotFoundError: if there is none of that name, or it is no job's.
     """
-    experiment = client.get_experiment_by_name(job)
-    if experiment is None or experiment.lifecycle_stage != "active":
-        jobs = client.search_experiments(filter_string="tags.`pwiser.job` != ''")
-        names = sorted(found.name for found in jobs if found.name == found.tags["pwiser.job"])
+    found = client.get_experiment_by_name(job)
+    if found is None or found.lifecycle_stage != "active" or JOB_TAG not in found.tags:
+        jobs = client.search_experiments(filter_string=f"tags.`{JOB_TAG}` != ''")
+        names = sorted(known.name for known in jobs if known.name == known.tags[JOB_TAG])
         raise JobNotFoundError(
             f"job {job!r}: not in the tracking store; it holds {', '.join(names) or 'no job'}"
         )
-    return experiment
+    return found
 
 
 def find_winners(client: MlflowClient, experiment_id: str) -> dict[str, Run]:

@@ -83,7 +83,7 @@ def single_attempts() -> Iterator[None]:
         yield
     finally:
         if before is None:
-            del os.environ[RETRIES_VARIABLE]
+            os.environ.pop(RETRIES_VARIABLE, None)
         else:
             os.environ[RETRIES_VARIABLE] = before
 

@@ -30,7 +30,7 @@ from tuner.outbox import outbox_path
 from tuner.preflight import check_nodes, job_check
 from tuner.records import deliver_leftovers, record_id
 from tuner.replicates import plan_replicates
-from tuner.results import JobResult, find_winners, read_results
+from tuner.results import JOB_TAG, JobResult, find_winners, read_results
 from tuner.resume import (
     check_unchanged,
     only_driver,
@@ -48,9 +48,6 @@ from tuner.tracking import connect
 from tuner.tracking_store import default_uri
 
 __all__ = ["check_datasets", "run_job"]
-
-JOB_TAG = "pwiser.job"
-"""Of an experiment: the job that has created it."""
 
 
 def check_datasets(job: Job) -> dict[str, Dataset]:

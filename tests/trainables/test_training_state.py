@@ -127,6 +127,20 @@ def test_the_state_of_another_trial_is_refused(tmp_path: Path) -> None:
             start(other).restore(TrainingState.load(tmp_path))
 
 
+@pytest.mark.parametrize(("kept", "wanted"), [("dense", "sparse"), ("sparse", "dense")])
+def test_the_state_of_other_optimizers_is_refused_and_changes_nothing(
+    tmp_path: Path, kept: str, wanted: str
+) -> None:
+    interrupt(configure(embedding_optimizer=kept), tmp_path, 3)
+    training = start(configure(embedding_optimizer=wanted))
+    before = {name: value.clone() for name, value in training.model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"^a training state of another trial \(\d\.\d+\."):
+        training.restore(TrainingState.load(tmp_path))
+    for name, value in training.model.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert finish(training)[0] == finish(start(configure(embedding_optimizer=wanted)))[0]
+
+
 @pytest.mark.parametrize("damage", ["missing", "cut", "empty", "flipped"])
 def test_a_file_that_cannot_be_read_is_told(tmp_path: Path, damage: str) -> None:
     interrupt(configure(), tmp_path, 1)

@@ -188,7 +188,8 @@ def test_a_pareto_study_shows_its_front_and_no_verdict_without_replicates(tracki
 
 
 def test_a_winner_that_diverged_with_some_seeds_is_shown_with_them(tracking: str) -> None:
-    report = read_report(connect(tracking), "diverged")
+    client = connect(tracking)
+    report = read_report(client, find_experiment(client, "diverged"))
     evidence = report.studies[0].evidence
     assert evidence is not None
     assert (evidence.seeds, evidence.failed_winners) == ((1, 2), (3, 4, 5))

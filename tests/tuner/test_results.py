@@ -145,6 +145,12 @@ def test_an_unknown_job_is_told_with_the_known_ones(
     assert "somebody" not in message
 
 
+def test_the_experiment_of_somebody_else_is_no_job(client: MlflowClient) -> None:
+    client.create_experiment("theirs", tags={"team": "fraud"})
+    with pytest.raises(JobNotFoundError, match=r"^job 'theirs': not in the tracking store; it h"):
+        find_experiment(client, "theirs")
+
+
 def test_a_deleted_job_is_unknown(client: MlflowClient) -> None:
     client.delete_experiment(client.create_experiment("gone", tags={"pwiser.job": "gone"}))
     with pytest.raises(JobNotFoundError, match=r"^job 'gone': not in the tracking store; it holds"):
