@@ -21,7 +21,7 @@ from tuner.cluster import (
 from tuner.errors import ClusterError
 from tuner.job import Job
 from tuner.plan import Plan, make_plan, table_shape, this_machine
-from tuner.preflight import job_check, local_faults, node_faults
+from tuner.preflight import NodeCheck, job_check, local_faults, node_faults
 from tuner.probe import Probe, TableShape, measure
 from tuner.storage import absolute_uri
 from tuner.tracking_store import default_uri
@@ -43,15 +43,21 @@ def plan_job(job: Job) -> Plan:
         PwiserError: if the job cannot be run as it is written.
     """
     datasets = check_datasets(job)
-    check = job_check(job, datasets, job.tracking.uri or default_uri(absolute_uri(job.storage)))
     if cluster_address() is None:
         node = this_machine()
         lanes = _lanes_or_fault(lambda: plan_lanes(job.resources, [node]))
-        return _plan(job, datasets, [node], lanes, local_faults(check, node), _measure_here)
+        faults = local_faults(_check(job, datasets, lanes), node)
+        return _plan(job, datasets, [node], lanes, faults, _measure_here)
     with connected():
         nodes = alive_nodes()
         lanes = _lanes_or_fault(lambda: plan_lanes(job.resources, nodes, free=free_resources()))
-        return _plan(job, datasets, nodes, lanes, node_faults(check, nodes), _measure_on_cluster)
+        faults = node_faults(_check(job, datasets, lanes), nodes)
+        return _plan(job, datasets, nodes, lanes, faults, _measure_on_cluster)
+
+
+def _check(job: Job, datasets: dict[str, Dataset], lanes: Lanes | ClusterError) -> NodeCheck:
+    tracking_uri = job.tracking.uri or default_uri(absolute_uri(job.storage))
+    return job_check(job, datasets, tracking_uri, lanes if isinstance(lanes, Lanes) else None)
 
 
 def _plan(

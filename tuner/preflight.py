@@ -21,7 +21,7 @@ from datasets import Dataset, DatasetError, open_dataset
 from datasets.filesystem import Location, locate
 from datasets.node_cache import cache_entry, check_cache
 from trainables.execution import fits_in_memory, memory_limits
-from tuner.cluster import Node
+from tuner.cluster import Lanes, Node
 from tuner.errors import ClusterError, StorageError
 from tuner.job import Job
 from tuner.storage import absolute_uri, join
@@ -49,6 +49,7 @@ class NodeCheck:
         datasets: digest by URI.
         tracking: URI of the MLflow server; None where only the driver's own disk holds the store.
         mode: how lanes read the datasets.
+        lanes: of the job; None where they find no room.
         token: name of a file that the driver has written in the storage; None where there is no
             other node.
     """
@@ -58,14 +59,23 @@ class NodeCheck:
     datasets: Mapping[str, str]
     tracking: str | None
     mode: Literal["auto", "memory", "stream"] = "auto"
+    lanes: Lanes | None = None
     token: str | None = None
+
+    def has_workers(self, node: Node) -> bool:
+        """Whether a worker finds room on a node; without lanes, on each that has CPUs."""
+        if self.lanes is None:
+            return node.cpus > 0
+        return self.lanes.workers_in(node.cpus, node.gpus) > 0
 
     def probe_of(self, node: Node) -> Location:
         """Where a node writes what the driver reads."""
         return locate(join(self.storage, f"{self.token}-{node.id}"))
 
 
-def job_check(job: Job, datasets: Mapping[str, Dataset], tracking_uri: str) -> NodeCheck:
+def job_check(
+    job: Job, datasets: Mapping[str, Dataset], tracking_uri: str, lanes: Lanes | None
+) -> NodeCheck:
     """What a job's nodes have to pass, as this process finds it."""
     return NodeCheck(
         versions=installed_versions(),
@@ -73,6 +83,7 @@ def job_check(job: Job, datasets: Mapping[str, Dataset], tracking_uri: str) -> N
         datasets={dataset.uri: dataset.digest for dataset in datasets.values()},
         tracking=None if tracking_uri.startswith("sqlite:") else tracking_uri,
         mode=job.data.mode,
+        lanes=lanes,
     )
 
 
@@ -173,7 +184,7 @@ def local_faults(check: NodeCheck, node: Node) -> list[str]:
     parts: dict[str, Callable[[], str | None]] = {
         f"storage {check.storage}": partial(_storage_fault, check, node),
     }
-    if check.mode != "stream" and node.cpus:  # without any, no lane comes here
+    if check.mode != "stream" and check.has_workers(node):
         parts["cache"] = partial(_cache_fault, check, node)
     for uri, digest in check.datasets.items():
         parts[f"dataset {uri}"] = partial(_dataset_fault, uri, digest)

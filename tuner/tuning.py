@@ -187,7 +187,7 @@ def _check_cluster(job: Job, datasets: dict[str, Dataset], tracking_uri: str) ->
     nodes = alive_nodes()
     lanes = plan_lanes(job.resources, nodes, free=free_resources())
     if cluster_address():
-        check_nodes(job_check(job, datasets, tracking_uri), nodes)
+        check_nodes(job_check(job, datasets, tracking_uri, lanes), nodes)
     return lanes
 
 

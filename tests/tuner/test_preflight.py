@@ -17,7 +17,7 @@ from datasets import Dataset
 from datasets.filesystem import locate
 from datasets.node_cache import CACHE_VARIABLE, cache_directory
 from tuner import __version__
-from tuner.cluster import Node, alive_nodes, connected, named_once
+from tuner.cluster import Lanes, Node, alive_nodes, connected, named_once
 from tuner.errors import ClusterError, JobFileError, StorageError
 from tuner.job import Job
 from tuner.preflight import NodeCheck, _unseen, check_nodes, job_check, local_faults, node_faults
@@ -31,7 +31,7 @@ def check(tmp_path: Path, tiny_dataset: Dataset) -> NodeCheck:
     """What this machine passes."""
     content = {"name": "us", "datasets": [tiny_dataset.uri], "storage": str(tmp_path / "storage")}
     job = Job.model_validate(content)
-    return job_check(job, {"tiny": tiny_dataset}, f"sqlite:///{tmp_path / 'mlflow.db'}")
+    return job_check(job, {"tiny": tiny_dataset}, f"sqlite:///{tmp_path / 'mlflow.db'}", None)
 
 
 @pytest.fixture
@@ -142,6 +142,18 @@ def test_a_cache_that_cannot_be_written_is_told_where_one_is_used(
     ]
     assert local_faults(replace(check, mode="stream"), NODE) == []
     assert local_faults(check, replace(NODE, cpus=0)) == []
+
+
+def test_a_cache_that_cannot_be_written_is_no_fault_where_no_worker_finds_room(
+    check: NodeCheck, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, in_the_way(tmp_path))
+    lanes = Lanes(num_lanes=1, workers_per_lane=1, cpus_per_worker=2, gpus_per_worker=1.0)
+    planned = replace(check, lanes=lanes)
+    assert local_faults(planned, replace(NODE, cpus=8)) == []
+    assert local_faults(planned, replace(NODE, gpus=1)) == []
+    (fault,) = local_faults(planned, replace(NODE, cpus=8, gpus=1))
+    assert fault.startswith("cache cannot be used (")
 
 
 def test_a_cache_without_room_is_told_where_lanes_are_sure_to_need_it(
