@@ -8,7 +8,6 @@ Shape suffixes: N impressions, F id columns (one per categorical field, one per 
 numerical fields.
 """
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -27,7 +26,15 @@ from datasets.encoder import Encoder
 from datasets.errors import DatasetError, one_line
 from datasets.filesystem import Location
 from datasets.manifest import FileSum, Manifest
-from datasets.node_cache import READY, cache_entry, cache_fault, make_cache, remove_unused
+from datasets.node_cache import (
+    READY,
+    cache_entry,
+    cache_fault,
+    empty_entry,
+    locked,
+    make_cache,
+    remove_unused,
+)
 from datasets.pipeline import map_in_order
 from datasets.schema import CLICK, CONVERSION
 
@@ -305,8 +312,8 @@ def shared_impressions(reader: SplitReader, manifest: Manifest, split: str) -> I
     """Give a split's arrays as private mappings of files that all processes of the node share.
 
     The first process that asks writes the files, the others wait for it. Pages are shared as long
-    as nobody writes to the arrays; a process that does gets a copy of the page. What no process has
-    asked for in seven days is removed.
+    as nobody writes to the arrays; a process that does gets a copy of the page. What
+    `remove_unused` finds is removed before others are written.
 
     Raises:
         DatasetError: The dataset cannot be read, or the cache not written, or others can write it.
@@ -315,10 +322,9 @@ def shared_impressions(reader: SplitReader, manifest: Manifest, split: str) -> I
     try:
         make_cache()
         entry.mkdir(exist_ok=True)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW
-        with os.fdopen(os.open(entry / "lock", flags, 0o600), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(entry):
             if not (entry / READY).exists():
+                empty_entry(entry)  # of what a killed process left
                 remove_unused(entry.parent)
                 reader.read(partial(_mapped_file, entry))
             (entry / READY).touch()

@@ -1,12 +1,14 @@
 """Where a node keeps the arrays of splits that its processes share."""
 
+import fcntl
 import hashlib
 import os
 import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from datasets.errors import DatasetError
@@ -19,6 +21,8 @@ __all__ = [
     "cache_entry",
     "cache_fault",
     "check_cache",
+    "empty_entry",
+    "locked",
     "make_cache",
     "remove_unused",
 ]
@@ -27,6 +31,7 @@ CACHE_VARIABLE = "PWISER_CACHE_DIR"
 READY = "ready"
 """Name of the file that says that an entry is whole; its time is when somebody asked for it."""
 _UNUSED_DAYS = 7
+_ARRAYS = "*.npy"
 
 
 def cache_directory() -> Path:
@@ -61,11 +66,24 @@ def cache_entry(manifest: Manifest, split: str) -> Path:
     return cache_directory() / f"{manifest.digest[:16]}-{key}-{split}"
 
 
+@contextmanager
+def locked(entry: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold an entry's lock, which stays when all else is removed: others may wait for it.
+
+    Raises:
+        BlockingIOError: Another process has it, and this one does not wait.
+        OSError: There is no such entry, or its lock cannot be opened.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW
+    with os.fdopen(os.open(entry / "lock", flags, 0o600), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
 def check_cache(sizes: Mapping[Path, int]) -> None:
     """Check that this node can keep shared arrays, beside those that it has already.
 
-    The wanted ones that are there count as asked for; what nobody has asked for in seven days is
-    removed.
+    The wanted ones that are there count as asked for; what `remove_unused` finds is removed.
 
     Args:
         sizes: Of the wanted entries, in bytes.
@@ -76,13 +94,17 @@ def check_cache(sizes: Mapping[Path, int]) -> None:
     directory = cache_directory()
     try:
         make_cache()
-        for ready in (entry / READY for entry in sizes):
-            if ready.exists():
-                ready.touch()
+        for entry in sizes:
+            with suppress(FileNotFoundError):
+                os.utime(entry / READY)
         remove_unused(directory)
         with tempfile.TemporaryFile(dir=directory):
             free_bytes = shutil.disk_usage(directory).free
-        missing = sum(size for entry, size in sizes.items() if not (entry / READY).exists())
+        missing = sum(
+            max(size - _held_bytes(entry), 0)  # another process may be writing it now
+            for entry, size in sizes.items()
+            if not (entry / READY).exists()
+        )
         if free_bytes < missing:
             raise OSError(f"{missing} bytes needed, {free_bytes} are free")
     except OSError as error:
@@ -98,9 +120,28 @@ def cache_fault(directory: Path, error: OSError) -> DatasetError:
 
 
 def remove_unused(directory: Path) -> None:
-    """Remove what nobody has asked for lately; who still has it mapped keeps it."""
+    """Remove arrays that nobody has asked for in seven days, or that a killed process left.
+
+    Who still has them mapped keeps them. An entry that is being written is left alone.
+    """
     oldest = time.time() - _UNUSED_DAYS * 86_400
     for entry in directory.iterdir():
-        ready = entry / READY
-        if ready.exists() and ready.stat().st_mtime < oldest:
-            shutil.rmtree(entry, ignore_errors=True)
+        with (
+            suppress(BlockingIOError, FileNotFoundError, NotADirectoryError),
+            locked(entry, wait=False),
+        ):
+            ready = entry / READY
+            if not ready.exists() or ready.stat().st_mtime < oldest:
+                empty_entry(entry)
+
+
+def empty_entry(entry: Path) -> None:
+    """Remove an entry's arrays; its lock has to be held."""
+    (entry / READY).unlink(missing_ok=True)
+    for array in entry.glob(_ARRAYS):
+        array.unlink()
+
+
+def _held_bytes(entry: Path) -> int:
+    """Return what an entry's arrays take of the disk, whether or not they are written yet."""
+    return sum(array.stat().st_blocks * 512 for array in entry.glob(_ARRAYS))

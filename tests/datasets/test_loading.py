@@ -87,7 +87,9 @@ def test_an_unfinished_entry_is_written_again(dataset: Dataset) -> None:
     (entry,) = cache_directory().iterdir()
     (entry / "ready").unlink()
     (entry / "ids_NF.npy").write_bytes(b"cut off")
+    (entry / "left.npy").write_bytes(b"in the way")
     assert_same(dataset.load_shared("train"), dataset.load("train"))
+    assert not (entry / "left.npy").exists()
 
 
 def test_what_nobody_asked_for_is_removed(dataset: Dataset) -> None:
@@ -96,7 +98,7 @@ def test_what_nobody_asked_for_is_removed(dataset: Dataset) -> None:
     then = time.time() - 8 * 86_400
     os.utime(old / "ready", (then, then))
     dataset.load_shared("valid")
-    assert not old.exists()
+    assert [path.name for path in old.iterdir()] == ["lock"]
     assert_same(shared, dataset.load("train"))  # who has it mapped keeps it
 
 
