@@ -11,11 +11,11 @@ LOOK_TIMEOUT_S = 20.0
 Answer = TypeVar("Answer")
 
 
-def look(call: Callable[[], Answer]) -> Answer | None:
+def look(call: Callable[[], Answer], timeout_s: float | None = None) -> Answer | None:
     """Make a call in a thread of its own, and raise what it raises.
 
     Returns:
-        Its answer; None if it hangs for `LOOK_TIMEOUT_S`.
+        Its answer; None if it hangs for `timeout_s`, which is `LOOK_TIMEOUT_S` if not given.
     """
     answers: list[Answer] = []
     faults: list[Exception] = []
@@ -28,7 +28,7 @@ def look(call: Callable[[], Answer]) -> Answer | None:
 
     thread = threading.Thread(target=run, name="look", daemon=True)
     thread.start()
-    thread.join(LOOK_TIMEOUT_S)
+    thread.join(LOOK_TIMEOUT_S if timeout_s is None else timeout_s)
     if faults:
         raise faults[0]
     return answers[0] if answers else None

@@ -6,12 +6,12 @@ trials that fail or lanes that hang.
 
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Literal, TypeVar
 
 import ray
 import torch
@@ -22,8 +22,9 @@ from datasets.filesystem import Location, locate
 from datasets.node_cache import cache_entry, check_cache
 from trainables.execution import fits_in_memory, memory_limits
 from tuner.cluster import Lanes, Node
-from tuner.errors import ClusterError, StorageError
+from tuner.errors import ClusterError
 from tuner.job import Job
+from tuner.look import look
 from tuner.storage import absolute_uri, join
 from tuner.tracking import connect
 from tuner.versions import installed_versions
@@ -32,11 +33,18 @@ __all__ = ["NodeCheck", "check_nodes", "job_check", "local_faults", "node_faults
 
 CHECK_TIMEOUT_S = 30.0
 NODE_TIMEOUT_S = 50.0
+WRITE_TIMEOUT_S = 20.0  # of the nodes' time
+READ_TIMEOUT_S = 7.0
+REMOVE_TIMEOUT_S = 2.0
+STORAGE_THREADS = 32
 PROBE_PREFIX = ".preflight-"
 NOT_SHARED = (
     "is another one than the driver's (what {} wrote is not there); mount the same disk on all "
     "nodes, or name an object store (s3://...)"
 )
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +76,10 @@ class NodeCheck:
             return node.cpus > 0
         return self.lanes.workers_in(node.cpus, node.gpus) > 0
 
-    def probe_of(self, node: Node) -> Location:
-        """Where a node writes what the driver reads."""
-        return locate(join(self.storage, f"{self.token}-{node.id}"))
+    def probe_of(self, node: Node | None) -> Location:
+        """Where a node writes what the driver reads; of None, where the driver's token is."""
+        name = str(self.token) if node is None else f"{self.token}-{node.id}"
+        return locate(join(self.storage, name))
 
 
 def job_check(
@@ -88,73 +97,112 @@ def job_check(
 
 
 def check_nodes(check: NodeCheck, nodes: Sequence[Node]) -> None:
-    """Check every node before a job.
+    """Check this process and every node before a job.
 
     Raises:
-        ClusterError: naming each node that fails, and every reason.
-        StorageError: if this process cannot write the storage.
+        ClusterError: naming the driver, if it fails, and each node that does, and every reason.
     """
     faults = node_faults(check, nodes)
     if faults:
         raise ClusterError(
-            f"cluster: {'; '.join(faults)}; mend or remove "
-            f"{'that node' if len(faults) == 1 else 'those nodes'} and start the job again"
+            f"cluster: {'; '.join(faults)}; mend what is named, or remove a node that fails, and "
+            "start the job again"
         )
 
 
 def node_faults(check: NodeCheck, nodes: Sequence[Node]) -> list[str]:
     """Run the check on every node at once, within a minute; a line for each that fails.
 
-    A node where Ray could not run it to its end is asked once more: a worker process that dies as
-    it starts says nothing of the node.
-
-    Raises:
-        StorageError: if this process cannot write the storage.
+    The first is of the driver, this process, where it cannot write the storage.
     """
     deadline = time.monotonic() + NODE_TIMEOUT_S
-    with _token_written(check, nodes) as told:
-        answers = _ask(told, nodes, deadline)
-        if unsure := [node for node in nodes if isinstance(answers[node.id], Exception)]:
-            answers |= _ask(told, unsure, deadline)
-        faults = []
-        for node in nodes:
-            answer = answers[node.id]
-            reasons = [_reason(answer)] if isinstance(answer, Exception) else answer
-            reasons = reasons or _unseen(told, node)
-            if reasons:
-                faults.append(f"node {node.address}: {', '.join(reasons)}")
-    return faults
-
-
-@contextmanager
-def _token_written(check: NodeCheck, nodes: Sequence[Node]) -> Iterator[NodeCheck]:
-    """Write a token into the storage; remove it, and the nodes' probes, when the context ends."""
     # of a name of its own: another job may be looking at the same storage now
     told = replace(check, token=f"{PROBE_PREFIX}{secrets.token_hex(8)}")
-    token = locate(join(check.storage, str(told.token)))
     try:
-        token.write_bytes(str(told.token).encode())
-    except OSError as error:
-        raise StorageError(
-            f"storage: cannot write {check.storage} ({_reason(error)}); check access and space"
-        ) from error
-    try:
-        yield told
+        fault = _token_fault(told)
+        if fault is not None:
+            return [f"driver: {fault}", *_faults_of_nodes(check, nodes, deadline)]
+        return _faults_of_nodes(told, nodes, deadline)
     finally:
-        for written in (token, *(told.probe_of(node) for node in nodes)):
-            with suppress(OSError):
-                written.filesystem.delete_file(written.path)
+        _at_once(partial(_remove, told), [None, *nodes], REMOVE_TIMEOUT_S)
 
 
-def _unseen(check: NodeCheck, node: Node) -> list[str]:
-    """What is wrong if the driver does not see what a node has written."""
-    probe = check.probe_of(node)
+def _faults_of_nodes(check: NodeCheck, nodes: Sequence[Node], deadline: float) -> list[str]:
+    """A line for each node that fails; of what the driver sees too, if it has written a token.
+
+    A node where Ray could not run the check to its end is asked once more: a worker process that
+    dies as it starts says nothing of the node.
+    """
+    answers = _ask(check, nodes, deadline)
+    if unsure := [node for node in nodes if isinstance(answers[node.id], Exception)]:
+        answers |= _ask(check, unsure, deadline)
+    reasons = {
+        node_id: [_reason(answer)] if isinstance(answer, Exception) else answer
+        for node_id, answer in answers.items()
+    }
+    if check.token is not None:
+        reasons |= _unseen(check, [node for node in nodes if not reasons[node.id]])
+    return [
+        f"node {node.address}: {', '.join(reasons[node.id])}" for node in nodes if reasons[node.id]
+    ]
+
+
+def _token_fault(check: NodeCheck) -> str | None:
+    """Write the driver's token into the storage; what is wrong if it cannot."""
     try:
+        if look(partial(_write_token, check), WRITE_TIMEOUT_S):
+            return None
+        reason = _no_answer(WRITE_TIMEOUT_S)
+    except (OSError, DatasetError) as error:
+        reason = _reason(error)
+    return f"storage {check.storage} cannot be written ({reason})"
+
+
+def _write_token(check: NodeCheck) -> bool:
+    check.probe_of(None).write_bytes(str(check.token).encode())
+    return True
+
+
+def _unseen(check: NodeCheck, nodes: Sequence[Node]) -> dict[str, list[str]]:
+    """What is wrong, by the node's id, where the driver does not see what a node has written."""
+    faults = _at_once(partial(_probe_faults, check), nodes, READ_TIMEOUT_S)
+    late = [_unreadable(check, _no_answer(READ_TIMEOUT_S))]
+    return {
+        node.id: late if found is None else found for node, found in zip(nodes, faults, strict=True)
+    }
+
+
+def _probe_faults(check: NodeCheck, node: Node) -> list[str]:
+    try:
+        probe = check.probe_of(node)
         if probe.exists() and probe.read_bytes() == node.id.encode():
             return []
-    except OSError as error:
-        return [f"storage {check.storage} cannot be read by the driver ({_reason(error)})"]
+    except (OSError, DatasetError) as error:
+        return [_unreadable(check, _reason(error))]
     return [f"storage {check.storage} {NOT_SHARED.format('the node')}"]
+
+
+def _unreadable(check: NodeCheck, reason: str) -> str:
+    return f"storage {check.storage} cannot be read by the driver ({reason})"
+
+
+def _remove(check: NodeCheck, node: Node | None) -> None:
+    with suppress(OSError, DatasetError):
+        probe = check.probe_of(node)
+        probe.filesystem.delete_file(probe.path)
+
+
+def _at_once(
+    call: Callable[[Item], Answer], items: Sequence[Item], timeout_s: float
+) -> list[Answer | None]:
+    """Make a call of each, some at a time; None for one that has not returned when time is up."""
+    deadline = time.monotonic() + timeout_s
+
+    def answer(item: Item) -> Answer | None:
+        return look(partial(call, item), max(deadline - time.monotonic(), 0.0))
+
+    with ThreadPoolExecutor(STORAGE_THREADS) as pool:
+        return list(pool.map(answer, items))
 
 
 def _ask(
@@ -222,7 +270,7 @@ def _storage_fault(check: NodeCheck, node: Node) -> str | None:
     try:
         probe.write_bytes(content)
         is_same = probe.read_bytes() == content
-        is_shared = check.token is not None and locate(join(check.storage, check.token)).exists()
+        is_shared = check.token is not None and check.probe_of(None).exists()
         if not is_shared:  # nobody else looks for it
             probe.filesystem.delete_file(probe.path)
     except OSError as error:

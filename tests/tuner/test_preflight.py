@@ -2,6 +2,7 @@ import os
 import platform
 import re
 import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -13,14 +14,23 @@ import pytest
 import ray
 from processes import descendants
 
+import tuner.preflight
 from datasets import Dataset
 from datasets.filesystem import locate
 from datasets.node_cache import CACHE_VARIABLE, cache_directory
 from tuner import __version__
 from tuner.cluster import Lanes, Node, alive_nodes, connected, named_once
-from tuner.errors import ClusterError, JobFileError, StorageError
+from tuner.errors import ClusterError, JobFileError
 from tuner.job import Job
-from tuner.preflight import NodeCheck, _unseen, check_nodes, job_check, local_faults, node_faults
+from tuner.preflight import (
+    NodeCheck,
+    _token_fault,
+    _unseen,
+    check_nodes,
+    job_check,
+    local_faults,
+    node_faults,
+)
 from tuner.trial_queue import TrialQueue
 
 NODE = Node(id="node", address="10.0.0.1", cpus=1, gpus=0)
@@ -122,12 +132,48 @@ def test_what_a_node_wrote_and_the_driver_does_not_see_is_told(
     (tmp_path / "storage").mkdir()
     (tmp_path / "storage" / ".preflight-token").touch()
     assert local_faults(shared, NODE) == []
-    assert _unseen(shared, NODE) == []
+    assert _unseen(shared, [NODE]) == {NODE.id: []}
     elsewhere = replace(shared, storage=str(tmp_path))
-    assert _unseen(elsewhere, NODE) == [
-        f"storage {tmp_path} is another one than the driver's (what the node wrote is not there); "
-        "mount the same disk on all nodes, or name an object store (s3://...)"
-    ]
+    assert _unseen(elsewhere, [NODE]) == {
+        NODE.id: [
+            f"storage {tmp_path} is another one than the driver's (what the node wrote is not "
+            "there); mount the same disk on all nodes, or name an object store (s3://...)"
+        ]
+    }
+
+
+def test_what_hundreds_of_nodes_wrote_is_looked_for_only_as_long_as_is_set(
+    check: NodeCheck, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuner.preflight, "READ_TIMEOUT_S", 1.0)
+    shared = replace(check, token=".preflight-token")
+    quick, *hanging = (replace(NODE, id=str(index)) for index in range(200))
+    (tmp_path / "storage").mkdir()
+    shared.probe_of(quick).write_bytes(quick.id.encode())
+    fifos = [Path(shared.probe_of(node).path) for node in hanging]
+    for fifo in fifos:
+        os.mkfifo(fifo)
+    before = time.monotonic()
+    found = _unseen(shared, [quick, *hanging])
+    assert time.monotonic() - before < 10
+    fault = (
+        f"storage {tmp_path / 'storage'} cannot be read by the driver (gave no answer within 1 s)"
+    )
+    assert found == {quick.id: []} | {node.id: [fault] for node in hanging}
+    for fifo in fifos:  # whoever still reads it comes to its end
+        fifo.open("r+b", buffering=0).close()
+
+
+def test_a_storage_that_never_answers_the_driver_is_told(
+    check: NodeCheck, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuner.preflight, "WRITE_TIMEOUT_S", 0.5)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        assert _token_fault(replace(check, storage="s3://bucket/storage", token="token")) == (
+            "storage s3://bucket/storage cannot be written (gave no answer within 0.5 s)"
+        )
 
 
 def test_a_cache_that_cannot_be_written_is_told_where_one_is_used(
@@ -256,8 +302,8 @@ class TestOnRay:
         assert str(caught.value) == (
             f"cluster: node {node.address}: ray is {ray.__version__}, the driver's is 2.0.0, "
             "dataset /missing/us cannot be used (/missing/us: no such dataset; make one with "
-            "'pwiser data prepare' or 'pwiser data synth'); mend or remove that node and start "
-            "the job again"
+            "'pwiser data prepare' or 'pwiser data synth'); mend what is named, or remove a node "
+            "that fails, and start the job again"
         )
 
     def test_a_storage_that_each_node_has_for_itself_is_refused(
@@ -275,16 +321,27 @@ class TestOnRay:
         assert str(caught.value) == (
             f"cluster: node {node.address}: storage {storage} is another one than the driver's "
             "(what the driver wrote is not there); mount the same disk on all nodes, or name an "
-            "object store (s3://...); mend or remove that node and start the job again"
+            "object store (s3://...); mend what is named, or remove a node that fails, and start "
+            "the job again"
         )
         assert list(tmp_path.iterdir()) == []
 
-    def test_a_storage_that_the_driver_cannot_write_is_refused(
+    def test_a_storage_that_the_driver_cannot_write_is_named_beside_other_faults(
         self, ray_session: None, check: NodeCheck, tmp_path: Path
     ) -> None:
+        (node,) = alive_nodes()
         storage = in_the_way(tmp_path)
-        with pytest.raises(StorageError, match=f"^storage: cannot write {storage} .*; check acc"):
-            check_nodes(replace(check, storage=storage), alive_nodes())
+        broken = replace(check, storage=storage, versions={"ray": "2.0.0"})
+        driver, other = node_faults(broken, [node])
+        assert driver.startswith(f"driver: storage {storage} cannot be written ([Errno 17] Cannot ")
+        assert other.startswith(
+            f"node {node.address}: ray is {ray.__version__}, the driver's is 2.0.0, storage "
+            f"{storage} cannot be written and read back ("
+        )
+        with pytest.raises(
+            ClusterError, match=f"^cluster: driver: storage {storage} .*; mend what"
+        ):
+            check_nodes(broken, [node])
 
     def test_a_check_that_died_is_run_once_more(
         self, ray_session: None, check: NodeCheck, first_caller_dies: HTTPServer
