@@ -32,7 +32,7 @@ from trainables.training_state import TrainingState
 from trainables.workers import Workers
 from tuner.errors import StorageError
 from tuner.lane_backend import lane_of
-from tuner.lane_faults import LaneFaultError, blaming_lane
+from tuner.lane_faults import DISK_ERRORS, LaneFaultError, blaming_lane
 from tuner.lane_poll import Limit, Poll
 from tuner.messages import Generation, Reading, Report, Seconds, Task, TestTask, TrialTask
 from tuner.objective import objective_values, score
@@ -241,7 +241,7 @@ class _Lane:
             SECONDS.validate_json(state.notes[SECONDS_NOTE]),
         )
 
-    @blaming_lane()
+    @blaming_lane(DISK_ERRORS)
     def _keep(
         self, task: TrialTask, state: TrainingState, reports: list[Report], seconds: Seconds
     ) -> None:
@@ -259,6 +259,8 @@ class _Lane:
                     logger.warning("trial %s goes on from an older state: %s", task.id, error)
 
     def _test(self, task: TestTask) -> None:
+        if not exists(task.checkpoint, STORAGE_PATIENCE_S):
+            raise CheckpointError(f"{task.checkpoint} is not there; was it moved or deleted?")
         with download(task.checkpoint, STORAGE_PATIENCE_S) as directory:
             *_, model = load_checkpoint(directory, self.workers.device)
         with blaming_lane():
@@ -301,7 +303,7 @@ class _Lane:
             labelled=split != "train",
         )
 
-    @blaming_lane()
+    @blaming_lane(DISK_ERRORS)
     def _save(
         self, task: TrialTask, configuration: TrialConfiguration, inputs: Inputs, model: nn.Module
     ) -> None:

@@ -3,9 +3,14 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from safetensors import SafetensorError
+
 from datasets.errors import PwiserError, one_line
 
-__all__ = ["LaneFaultError", "blaming_lane"]
+__all__ = ["DISK_ERRORS", "LaneFaultError", "blaming_lane"]
+
+DISK_ERRORS = (OSError, SafetensorError)
+"""What a disk that cannot be written raises; safetensors tells of it by an error of its own."""
 
 
 class LaneFaultError(Exception):

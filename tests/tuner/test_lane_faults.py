@@ -1,8 +1,12 @@
+from pathlib import Path
+
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from datasets import DatasetError
 from tuner.errors import StorageError
-from tuner.lane_faults import LaneFaultError, blaming_lane
+from tuner.lane_faults import DISK_ERRORS, LaneFaultError, blaming_lane
 
 
 @pytest.mark.parametrize(
@@ -24,6 +28,18 @@ def test_another_kind_is_left_alone() -> None:
         blaming_lane((StorageError, DatasetError)),
     ):
         raise ValueError("of the model")
+
+
+def test_weights_that_the_disk_does_not_take_are_the_lanes_fault(tmp_path: Path) -> None:
+    with pytest.raises(LaneFaultError, match="No such file"), blaming_lane(DISK_ERRORS):
+        save_file({"weight": torch.zeros(1)}, tmp_path / "gone" / "model.safetensors")
+
+
+def test_weights_that_cannot_be_written_anywhere_are_not(tmp_path: Path) -> None:
+    weight = torch.zeros(1)
+    tied = {"weight": weight, "same": weight}
+    with pytest.raises(RuntimeError, match="share memory"), blaming_lane(DISK_ERRORS):
+        save_file(tied, tmp_path / "model.safetensors")
 
 
 def test_where_no_kind_is_named_all_are_the_lanes_on_one_line() -> None:

@@ -24,7 +24,7 @@ from trainables.training_state import TrainingState
 from tuner import lanes as lanes_module
 from tuner.cluster import Lanes
 from tuner.lanes import open_lanes, queue_actor, spread_lanes
-from tuner.messages import Ended, Report, TrialTask
+from tuner.messages import Ended, Report, TestTask, TrialTask
 
 MODELS = """
 import os, pathlib, shutil, signal, time
@@ -100,6 +100,24 @@ class Stepping(nn.Module):
                 os.kill(os.getpid(), signal.SIGKILL)
         return self.dropout(self.linear(numericals))
 
+class Tied(nn.Module):
+    '''Has two names for one weight.'''
+
+    num_heads = 2
+
+    def __init__(self, inputs: Inputs) -> None:
+        super().__init__()
+        self.linear = self.same = nn.Linear(inputs.num_numericals, 2)
+
+    def forward(self, ids, numericals):
+        return self.linear(numericals)
+
+class Talkative(Tied):
+    '''Has a text among its weights.'''
+
+    def get_extra_state(self):
+        return "a text"
+
 def num_lines(path):
     return len(path.read_text().splitlines()) if path.is_file() else 0
 """
@@ -149,10 +167,14 @@ def lines(directory: Path, name: str) -> list[str]:
 def one_lane(
     directory: Path, job: str, *, workers: int = 1, cpus: int = 1
 ) -> Iterator[ray.actor.ActorHandle]:
-    """Hold a lane open; give its queue."""
+    """Hold a lane open, and stop its trials once it is given up; give its queue."""
     lanes = Lanes(num_lanes=1, workers_per_lane=workers, cpus_per_worker=cpus, gpus_per_worker=0)
     queue, storage = queue_actor().remote(), str(directory / "train")
-    with open_lanes(lanes, queue, job=job, storage_path=storage, on_lost=print):
+
+    def lose(reason: str, num_left: int) -> None:
+        ray.get(queue.cancel_all.remote(f"{num_left} lanes are left: {reason}"))
+
+    with open_lanes(lanes, queue, job=job, storage_path=storage, on_lost=lose):
         yield queue
 
 
@@ -341,6 +363,30 @@ def test_a_lost_trial_goes_on_from_its_last_state_to_the_same_end(
 
 @pytest.mark.ray
 @pytest.mark.slow
+def test_what_a_trial_itself_is_to_blame_for_fails_it_and_not_its_lane(
+    directory: Path, ray_of_three_cores: None, tiny_dataset: Dataset
+) -> None:
+    gone = str(directory / "no-checkpoint")
+    faulty = [
+        (of_model(directory, tiny_dataset, "Tied"), "RuntimeError: Some tensors share memory"),
+        (of_model(directory, tiny_dataset, "Talkative"), "AttributeError: 'str' object has no "),
+        (
+            TestTask(id="gone", dataset=tiny_dataset.uri, checkpoint=gone),
+            f"CheckpointError: {gone} is not there; was it moved or deleted?",
+        ),
+    ]
+    with one_lane(directory, "blameless") as queue:
+        for one, reason in faulty:
+            ray.get(queue.submit.remote(one))
+            failed = last_message(queue, one.id)
+            assert isinstance(failed, Ended)
+            assert (failed.kind, failed.reason[: len(reason)]) == ("failed", reason)
+        ray.get(queue.submit.remote(task(directory, tiny_dataset, "blameless")))
+        assert reports(queue, "blameless")[-1].last
+
+
+@pytest.mark.ray
+@pytest.mark.slow
 def test_a_storage_that_is_away_for_a_while_fails_no_trial(
     directory: Path, ray_of_three_cores: None, tiny_dataset: Dataset
 ) -> None:
@@ -465,6 +511,15 @@ def stepping(directory: Path, dataset: Dataset, name: str, *, dies_at: int = 0) 
     )
     return replace(
         task(directory, dataset, name), configuration=configuration.model_dump(mode="json")
+    )
+
+
+def of_model(directory: Path, dataset: Dataset, model: str) -> TrialTask:
+    configuration = TrialConfiguration.create(
+        f"recorded:{model}", {}, training=TrainingSettings(epochs=1)
+    )
+    return replace(
+        task(directory, dataset, model), configuration=configuration.model_dump(mode="json")
     )
 
 
