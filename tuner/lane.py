@@ -229,13 +229,13 @@ class _Lane:
     def _go_on(self, task: TrialTask, training: Training) -> tuple[list[Report], Seconds]:
         """Take over what an earlier lane, or job, left of the trial; give its evaluations so far.
 
-        A state that rank 0 cannot read is worth a warning and a fresh start.
+        A state that rank 0 cannot read or restore is worth a warning and a fresh start.
         """
-        found = _find_state(task) if self.workers.rank == 0 else None
-        if not self._decide(lambda: found is not None):
+        state = _find_state(task, training) if self.workers.rank == 0 else None
+        if not self._decide(lambda: state is not None):
             return [], Seconds()
-        state = _read_state(task) if found is None else found
-        training.restore(state)
+        if state is None:
+            state = _restore(task, training)
         return (
             REPORTS.validate_json(state.notes[REPORTS_NOTE]),
             SECONDS.validate_json(state.notes[SECONDS_NOTE]),
@@ -344,19 +344,21 @@ def _is_peers(error: Exception) -> bool:
     return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
 
 
-def _find_state(task: TrialTask) -> TrainingState | None:
+def _find_state(task: TrialTask, training: Training) -> TrainingState | None:
     if not exists(task.state, STORAGE_PATIENCE_S):
         return None
     try:
-        return _read_state(task)
+        return _restore(task, training)
     except CheckpointError as error:
         logger.warning("trial %s starts over: %s", task.id, error)
         return None
 
 
-def _read_state(task: TrialTask) -> TrainingState:
+def _restore(task: TrialTask, training: Training) -> TrainingState:
     with download(task.state, STORAGE_PATIENCE_S) as directory:
-        return TrainingState.load(directory)
+        state = TrainingState.load(directory)
+    training.restore(state)
+    return state
 
 
 def _score(report: Report, task: TrialTask) -> float:

@@ -20,7 +20,7 @@ import torch
 
 from datasets import Dataset
 from trainables.configuration import TrainingSettings, TrialConfiguration
-from trainables.training_state import TrainingState
+from trainables.training_state import Position, TrainingState
 from tuner import lanes as lanes_module
 from tuner.cluster import Lanes
 from tuner.lanes import open_lanes, queue_actor, spread_lanes
@@ -359,6 +359,23 @@ def test_a_lost_trial_goes_on_from_its_last_state_to_the_same_end(
     assert len(lines(directory, "broken")) == 12 + whole[-1].step - kept
     assert len(set(lines(directory, "broken"))) == 2
     assert broken[-1].seconds.training > broken[-2].seconds.training
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_trial_starts_over_where_its_state_is_of_another_layout(
+    directory: Path, ray_of_three_cores: None, tiny_dataset: Dataset, workers: int
+) -> None:
+    untouched, other = f"untouched-{workers}", f"other-{workers}"
+    (directory / "states" / other).mkdir(parents=True)
+    TrainingState({}, Position(step=1)).save(directory / "states" / other)
+    told = []
+    with one_lane(directory, other, workers=workers) as queue:
+        for name in (untouched, other):
+            ray.get(queue.submit.remote(task(directory, tiny_dataset, name)))
+            told.append([(report.step, report.metrics) for report in reports(queue, name)])
+    assert told[0] == told[1]
 
 
 @pytest.mark.ray
