@@ -604,7 +604,7 @@ def test_the_trial_of_a_node_that_is_gone_for_good_goes_to_another_lane(
 def test_a_node_that_cannot_load_the_dataset_fails_no_trial_and_is_given_up(
     directory: Path, tiny_dataset: Dataset
 ) -> None:
-    own = directory / "broken"
+    own = directory / "broken-node"
     own.mkdir()
     program = [sys.executable, str(Path(__file__).parent / "broken_node.py")]
     found = subprocess.run(
