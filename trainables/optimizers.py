@@ -64,7 +64,7 @@ class RowAdam(torch.optim.Optimizer):
     (measured in docs/performance.md).
 
     Where every row is read, it is Adam (Kingma and Ba 2015, algorithm 1) with beta1 = 0.
-    `torch.optim.SparseAdam` with that does the same in two to five times the time, keeps first
+    `torch.optim.SparseAdam` with that does the same in two to three times the time, keeps first
     moments, knows no L2 penalty, and adds eps before it corrects the bias.
 
     Args:
