@@ -191,15 +191,17 @@ class Optimizers:
             ValueError: if it is that of other optimisers, as where other tables are sparse; nothing
                 has changed then.
         """
-        weights = [
-            [weight for group in optimizer.param_groups for weight in group["params"]]
-            for optimizer in self._optimizers
-        ]
+        shapes = {
+            (index, weight): parameter.shape
+            for index, optimizer in enumerate(self._optimizers)
+            for group in optimizer.param_groups
+            for weight, parameter in enumerate(group["params"])
+        }
         states: list[dict[int, dict[str, object]]] = [{} for _ in self._optimizers]
         for key, value in state.items():
             index, weight, kind, name = key.split(".")
-            own = weights[int(index)][int(weight) :] if int(index) < len(weights) else []
-            if not own or (value.dim() and value.shape != own[0].shape):
+            shape = shapes.get((int(index), int(weight)))
+            if shape is None or (value.dim() and value.shape != shape):
                 raise ValueError(f"{key} is a moment of another weight")
             restored = value if kind == "tensor" else value.item()
             states[int(index)].setdefault(int(weight), {})[name] = restored
