@@ -17,7 +17,10 @@ from tuner.cli.service import service_app
 from tuner.errors import JobFailedError, JobFileError, StorageError
 
 if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
     from trainables.program import ProgramFormat
+    from tuner.results import JobResult
 
 __all__ = ["app", "run"]
 
@@ -155,12 +158,10 @@ def best(
     """Show each dataset's winner: configuration, metrics beside its baseline's, checkpoint, run."""
     from rich.console import Console
 
-    from tuner.results import find_experiment, read_results
     from tuner.tables import evidence_tables, results_tables
     from tuner.tracking_store import open_existing
 
-    client = open_existing(tracking)
-    results = read_results(client, find_experiment(client, job))
+    results = _results(open_existing(tracking), job)
     if as_json:
         typer.echo(results.model_dump_json(indent=2))
         return
@@ -187,11 +188,9 @@ def export(
 ) -> None:
     """Export a winner: weights, configuration, schema and vocabularies, for trainables.load."""
     from tuner.export import export_winner
-    from tuner.results import find_experiment, read_results
     from tuner.tracking_store import open_existing
 
-    client = open_existing(tracking)
-    results = read_results(client, find_experiment(client, job))
+    results = _results(open_existing(tracking), job)
     export_winner(results, dataset, out, form.program)
     typer.echo(f"{out}: the winner of {job} on {dataset}; load it by trainables.load({str(out)!r})")
 
@@ -231,11 +230,10 @@ def register(
 ) -> None:
     """Make a winner the champion among its dataset's registered models, ready to be served."""
     from tuner.registry import CHAMPION, model_name, register_winner
-    from tuner.results import find_experiment, read_results
     from tuner.tracking_store import hide_password, open_existing
 
     client = open_existing(tracking)
-    results = read_results(client, find_experiment(client, job))
+    results = _results(client, job)
     version = register_winner(client, results, dataset, force=force)
     name = model_name(dataset)
     typer.echo(f"{name} version {version} is the {CHAMPION}; serve it by")
@@ -316,3 +314,9 @@ def schema() -> None:
     from tuner.job import Job
 
     typer.echo(json.dumps(Job.model_json_schema(), indent=2))
+
+
+def _results(client: "MlflowClient", job: str) -> "JobResult":
+    from tuner.results import find_experiment, read_results
+
+    return read_results(client, find_experiment(client, job))
